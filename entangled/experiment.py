@@ -1,0 +1,153 @@
+"""The experiment: everything the two sides must agree on, parsed once into frozen models."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from entangled.alignment import Layout
+from entangled.errors import ExperimentError
+from entangled.schedule import Linear, Schedule
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ShuffleBuffer(_Settings):
+    """Draw each next sample from a buffer of this size, as `tf.data.Dataset.shuffle` does."""
+
+    buffer: Annotated[int, Field(gt=0)]
+
+
+class Exchange(_Settings):
+    """What is exchanged, how, and how much it counts."""
+
+    data: str
+    """Samples that predictions are made on: `mnist`, `npz:PATH`, `keras:NAME`, `module:function`; `[a:b]` slices it."""
+    shuffle: ShuffleBuffer | Literal["full", "none"] = ShuffleBuffer(buffer=100)
+    direction: Literal["self_other", "other_self"] = "self_other"
+    """KL(self ‖ other), the notebook's, or KL(other ‖ self), deep mutual learning's."""
+    weight: Schedule = Linear(schedule="linear", start=0.0, end=0.05)
+    """λ."""
+    patience: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds that anybody is waited for."""
+
+    @property
+    def shuffle_buffer(self) -> int | Literal["full", "none"]:
+        """The shuffle as `alignment.sample_order` takes it."""
+        return self.shuffle.buffer if isinstance(self.shuffle, ShuffleBuffer) else self.shuffle
+
+
+class Optimizer(BaseModel):
+    """A Keras optimizer by name; further keys are its own arguments."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str = "adam"
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+
+
+class Peer(_Settings):
+    """One model and how it is trained."""
+
+    model: str
+    """`cnn`, `mlp`, or `module:function`, a function of (input shape, classes) that returns a Keras model."""
+    optimizer: Optimizer = Optimizer()
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|gpu(:\d+)?)$")] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 1
+    """CPU threads for one operation; 0 leaves it to the framework. One is fastest for small models, and the results'
+    last bits depend on it."""
+
+
+class Experiment(_Settings):
+    """The whole experiment."""
+
+    name: Name
+    description: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    epochs: Annotated[int, Field(gt=0)]
+    batch_size: Annotated[int, Field(gt=0)]
+    exchange: Exchange
+    peers: dict[Name, Peer]
+
+    @field_validator("peers")
+    @classmethod
+    def _several(cls, peers: dict[str, Peer]) -> dict[str, Peer]:
+        if len(peers) < 2:
+            raise ValueError("an experiment needs at least two peers: with one there is nobody to exchange with")
+        return peers
+
+    @model_validator(mode="after")
+    def _piecewise_within_run(self) -> Experiment:
+        weight = self.exchange.weight
+        if weight.schedule == "piecewise" and weight.per == "epoch" and max(weight.boundaries, default=0) >= self.epochs:
+            raise ValueError(f"exchange.weight.boundaries reach past the last of {self.epochs} epochs")
+        return self
+
+    @property
+    def peer_names(self) -> tuple[str, ...]:
+        """The peers' names in the experiment's order, which is the order of every combination and of the log."""
+        return tuple(self.peers)
+
+    def layout(self, samples: int) -> Layout:
+        """How this experiment divides a data set of `samples` into batches."""
+        return Layout(samples=samples, batch_size=self.batch_size, epochs=self.epochs)
+
+    def peer_seed(self, peer: str) -> int:
+        """The seed of one peer's initial weights and dropout: the experiment's, moved on by the peer's place."""
+        return (self.seed * 1009 + self.peer_names.index(peer)) % 2**32
+
+
+def parse(values: Mapping[str, Any], where: str) -> Experiment:
+    """Check `values`, the tree of a TOML file, and make them an experiment.
+
+    Args:
+        values: nested tables as `tomllib` gives them.
+        where: the file's name, for the message.
+
+    Raises:
+        ExperimentError: one line per fault; an unknown key comes with the nearest valid one.
+    """
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        faults = [_fault(e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors()]
+        raise ExperimentError(f"{where}: " + "\n  ".join(faults)) from None
+
+
+_TAGS = {"constant", "linear", "cosine", "exponential", "piecewise", "ShuffleBuffer", "literal['full','none']"}
+
+
+def _fault(location: tuple[int | str, ...], kind: str, message: str, got: object) -> str:
+    key = ".".join(str(part) for part in location if part not in _TAGS)
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _valid_keys(location), n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else "valid: " + ", ".join(sorted(_valid_keys(location)))
+        return f"`{key}` is not known here; {hint}"
+    if kind == "missing":
+        return f"`{key}` is missing"
+    shown = "" if kind == "value_error" or isinstance(got, dict) else f", got {got!r}"
+    return f"`{key}`: {re.sub('^Value error, ', '', message)}{shown}" if key else re.sub("^Value error, ", "", message)
+
+
+def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the table around `location` may have."""
+    match [part for part in location if part != "ShuffleBuffer"][:-1]:
+        case []:
+            model: type[BaseModel] = Experiment
+        case ["exchange"]:
+            model = Exchange
+        case ["exchange", "shuffle"]:
+            model = ShuffleBuffer
+        case ["exchange", "weight", *_]:
+            return ["schedule", "value", "start", "end", "per", "boundaries", "values"]
+        case _:
+            model = Peer
+    return list(model.model_fields)

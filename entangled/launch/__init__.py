@@ -1,0 +1,1 @@
+"""Starts role processes by name and watches over them."""

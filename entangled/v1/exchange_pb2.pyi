@@ -1,0 +1,216 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetExperimentRequest(_message.Message):
+    __slots__ = ("protocol_version",)
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
+
+class GetExperimentReply(_message.Message):
+    __slots__ = ("protocol_version", "experiment_toml")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    EXPERIMENT_TOML_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    experiment_toml: str
+    def __init__(self, protocol_version: _Optional[int] = ..., experiment_toml: _Optional[str] = ...) -> None: ...
+
+class GetSampleOrderRequest(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class SampleOrderChunk(_message.Message):
+    __slots__ = ("sample_ids",)
+    SAMPLE_IDS_FIELD_NUMBER: _ClassVar[int]
+    sample_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, sample_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PeerMessage(_message.Message):
+    __slots__ = ("join", "prediction", "metrics", "leave")
+    JOIN_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
+    join: Join
+    prediction: Prediction
+    metrics: Metrics
+    leave: Leave
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
+
+class Join(_message.Message):
+    __slots__ = ("protocol_version", "peer", "instance", "origin", "fingerprint")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    peer: str
+    instance: str
+    origin: str
+    fingerprint: Fingerprint
+    def __init__(self, protocol_version: _Optional[int] = ..., peer: _Optional[str] = ..., instance: _Optional[str] = ..., origin: _Optional[str] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ...) -> None: ...
+
+class Fingerprint(_message.Message):
+    __slots__ = ("samples", "classes", "ids_digest", "contents_digest")
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    IDS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CONTENTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    samples: int
+    classes: int
+    ids_digest: bytes
+    contents_digest: bytes
+    def __init__(self, samples: _Optional[int] = ..., classes: _Optional[int] = ..., ids_digest: _Optional[bytes] = ..., contents_digest: _Optional[bytes] = ...) -> None: ...
+
+class Prediction(_message.Message):
+    __slots__ = ("epoch", "step", "batch_digest", "rows", "classes", "probabilities")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    BATCH_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    step: int
+    batch_digest: bytes
+    rows: int
+    classes: int
+    probabilities: bytes
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., batch_digest: _Optional[bytes] = ..., rows: _Optional[int] = ..., classes: _Optional[int] = ..., probabilities: _Optional[bytes] = ...) -> None: ...
+
+class Metrics(_message.Message):
+    __slots__ = ("epoch", "step", "values", "epoch_end", "final")
+    class ValuesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_END_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    step: int
+    values: _containers.ScalarMap[str, float]
+    epoch_end: bool
+    final: bool
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., values: _Optional[_Mapping[str, float]] = ..., epoch_end: _Optional[bool] = ..., final: _Optional[bool] = ...) -> None: ...
+
+class Leave(_message.Message):
+    __slots__ = ("failure",)
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    failure: str
+    def __init__(self, failure: _Optional[str] = ...) -> None: ...
+
+class CoordinatorMessage(_message.Message):
+    __slots__ = ("welcome", "soft_target", "durable", "heartbeat")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    SOFT_TARGET_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    soft_target: SoftTarget
+    durable: Durable
+    heartbeat: Heartbeat
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., soft_target: _Optional[_Union[SoftTarget, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("run_id", "complete")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    complete: int
+    def __init__(self, run_id: _Optional[str] = ..., complete: _Optional[int] = ...) -> None: ...
+
+class SoftTarget(_message.Message):
+    __slots__ = ("epoch", "step", "batch_digest", "weight", "rows", "classes", "probabilities")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    BATCH_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    step: int
+    batch_digest: bytes
+    weight: float
+    rows: int
+    classes: int
+    probabilities: bytes
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., batch_digest: _Optional[bytes] = ..., weight: _Optional[float] = ..., rows: _Optional[int] = ..., classes: _Optional[int] = ..., probabilities: _Optional[bytes] = ...) -> None: ...
+
+class Durable(_message.Message):
+    __slots__ = ("complete",)
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    complete: int
+    def __init__(self, complete: _Optional[int] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Activity(_message.Message):
+    __slots__ = ("peers", "complete", "total", "weight", "finished", "failure")
+    class Peer(_message.Message):
+        __slots__ = ("name", "connected", "epoch", "step", "values", "done")
+        class ValuesEntry(_message.Message):
+            __slots__ = ("key", "value")
+            KEY_FIELD_NUMBER: _ClassVar[int]
+            VALUE_FIELD_NUMBER: _ClassVar[int]
+            key: str
+            value: float
+            def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+        NAME_FIELD_NUMBER: _ClassVar[int]
+        CONNECTED_FIELD_NUMBER: _ClassVar[int]
+        EPOCH_FIELD_NUMBER: _ClassVar[int]
+        STEP_FIELD_NUMBER: _ClassVar[int]
+        VALUES_FIELD_NUMBER: _ClassVar[int]
+        DONE_FIELD_NUMBER: _ClassVar[int]
+        name: str
+        connected: bool
+        epoch: int
+        step: int
+        values: _containers.ScalarMap[str, float]
+        done: bool
+        def __init__(self, name: _Optional[str] = ..., connected: _Optional[bool] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., values: _Optional[_Mapping[str, float]] = ..., done: _Optional[bool] = ...) -> None: ...
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    peers: _containers.RepeatedCompositeFieldContainer[Activity.Peer]
+    complete: int
+    total: int
+    weight: float
+    finished: bool
+    failure: str
+    def __init__(self, peers: _Optional[_Iterable[_Union[Activity.Peer, _Mapping]]] = ..., complete: _Optional[int] = ..., total: _Optional[int] = ..., weight: _Optional[float] = ..., finished: _Optional[bool] = ..., failure: _Optional[str] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("kind", "message", "expected", "got")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    GOT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    message: str
+    expected: str
+    got: str
+    def __init__(self, kind: _Optional[str] = ..., message: _Optional[str] = ..., expected: _Optional[str] = ..., got: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""A peer: one model's training process."""
