@@ -93,7 +93,7 @@ def sample_order(sample_ids: SampleIds, shuffle: int | Literal["full", "none"], 
         A permutation of `sample_ids`, int64.
 
     >>> sample_order(np.arange(6), 2, seed=0, epoch=0).tolist()
-    [1, 0, 3, 4, 5, 2]
+    [1, 2, 3, 0, 4, 5]
     """
     if shuffle == "none":
         return sample_ids.astype(np.int64)

@@ -1,0 +1,45 @@
+"""The error tree's mapping to gRPC status, for both sides: one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import grpc
+
+from entangled import errors
+from entangled.errors import EntangledError
+from entangled.v1 import exchange_pb2 as pb
+
+REFUSAL_KEY = "entangled-refusal-bin"
+"""Trailing metadata that carries the error's fields."""
+
+STATUS: dict[type[EntangledError], grpc.StatusCode] = {
+    errors.AlignmentError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.PredictionError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.MembershipError: grpc.StatusCode.PERMISSION_DENIED,
+    errors.ProtocolError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.PatienceError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.RunFailedError: grpc.StatusCode.ABORTED,
+    errors.LogError: grpc.StatusCode.DATA_LOSS,
+}
+
+
+def to_status(error: EntangledError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
+    """The status code, details and trailing metadata that carry `error` to the other side."""
+    refusal = pb.Refusal(
+        kind=type(error).__name__, message=error.message, expected=error.expected, got=error.got
+    ).SerializeToString()
+    code = next((STATUS[c] for c in type(error).__mro__ if c in STATUS), grpc.StatusCode.UNKNOWN)
+    return code, str(error), ((REFUSAL_KEY, refusal),)
+
+
+def from_status(code: grpc.StatusCode, details: str, trailing: Iterable[tuple[str, str | bytes]]) -> EntangledError:
+    """The error that a status stands for; UnreachableError for every status that the coordinator did not choose."""
+    for key, value in trailing:
+        if key == REFUSAL_KEY and isinstance(value, bytes):
+            refusal = pb.Refusal.FromString(value)
+            kind = errors.by_name().get(refusal.kind, errors.RefusedError)
+            return kind(refusal.message, expected=refusal.expected, got=refusal.got)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return errors.ProtocolError(f"a message is too large: {details}")
+    return errors.UnreachableError(f"{code.name}: {details}")
