@@ -152,6 +152,11 @@ class Writer:
         self._file: pa.OSFile | None = None
         self._stream: pa.RecordBatchStreamWriter | None = None
 
+    @property
+    def chain(self) -> bytes:
+        """The chain value of the last appended row."""
+        return self._chain
+
     def append(self, row: Row) -> None:
         """Add a row; epochs must come in order. A row of a new epoch finishes the one before."""
         if row.position.epoch != self._epoch:

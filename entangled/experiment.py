@@ -87,7 +87,11 @@ class Experiment(_Settings):
     @model_validator(mode="after")
     def _piecewise_within_run(self) -> Experiment:
         weight = self.exchange.weight
-        if weight.schedule == "piecewise" and weight.per == "epoch" and max(weight.boundaries, default=0) >= self.epochs:
+        if (
+            weight.schedule == "piecewise"
+            and weight.per == "epoch"
+            and max(weight.boundaries, default=0) >= self.epochs
+        ):
             raise ValueError(f"exchange.weight.boundaries reach past the last of {self.epochs} epochs")
         return self
 

@@ -1,0 +1,50 @@
+"""`python -m coordinator`, which is `entangled coordinator`."""
+
+from entangled import grpc_settings
+
+grpc_settings.apply()
+
+import asyncio  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Annotated  # noqa: E402
+
+import typer  # noqa: E402
+
+from entangled import experiment_file, process  # noqa: E402
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def coordinator(
+    experiment: Annotated[str, typer.Argument(help="A shipped experiment's name, or a TOML file.")] = "mnist",
+    run_dir: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/coordinator"),
+    listen: Annotated[str, typer.Option(help="host:port, or unix:PATH.")] = "127.0.0.1:50051",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. epochs=5 or exchange.weight.end=0.2.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without TLS.")] = False,
+) -> None:
+    """Coordinate one run: hand out sample orders, check and answer predictions, keep the log.
+
+    Ends when every peer is done, with the run's summary.json written.
+
+        entangled coordinator mnist --listen 0.0.0.0:50051 --insecure --run-dir runs/x
+    """
+    process.main(lambda: _serve(experiment, run_dir, listen, overrides or [], insecure))
+
+
+def _serve(name: str, run_dir: Path, listen: str, overrides: list[str], insecure: bool) -> None:
+    import uvloop
+
+    from coordinator.server import serve
+
+    process.log_to(run_dir / "coordinator.log")
+    settings = experiment_file.load(name, overrides)
+    process.warn_if_open(listen, insecure)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings, listen, run_dir))
+
+
+if __name__ == "__main__":
+    app(prog_name="entangled coordinator")

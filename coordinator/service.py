@@ -1,0 +1,304 @@
+"""gRPC in front of the session: decode, handle, carry out the effects. All on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from coordinator.session import (
+    Answer,
+    Disconnected,
+    Effect,
+    Event,
+    Exchange,
+    Failed,
+    Finished,
+    Joined,
+    Left,
+    MetricsArrived,
+    PredictionArrived,
+    Record,
+    Replaced,
+    Session,
+    Started,
+    Ticked,
+    Warn,
+    Welcome,
+)
+from entangled import PROTOCOL_VERSION, codec
+from entangled.alignment import Fingerprint, Position
+from entangled.errors import EntangledError, ProtocolError
+from entangled.status import to_status
+from entangled.v1 import exchange_pb2 as pb
+from entangled.v1.exchange_pb2_grpc import CoordinatorServicer
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.25
+HEARTBEAT_SECONDS = 30.0
+WATCH_SECONDS = 0.25
+
+
+class _Connection:
+    """One Exchange stream: what is to be sent on it, and whether and how it shall end."""
+
+    def __init__(self) -> None:
+        self.outgoing: deque[pb.CoordinatorMessage] = deque()
+        self.ended = False
+        self.error: EntangledError | None = None
+        self.sent_at = time.monotonic()
+        self._wake = asyncio.Event()
+
+    def send(self, message: pb.CoordinatorMessage) -> None:
+        self.outgoing.append(message)
+        self._wake.set()
+
+    def end(self, error: EntangledError | None = None) -> None:
+        self.ended, self.error = True, self.error or error
+        self._wake.set()
+
+    async def write(self, context: Any) -> None:
+        """Send until ended."""
+        while True:
+            while self.outgoing:
+                await context.write(self.outgoing.popleft())
+                self.sent_at = time.monotonic()
+            if self.ended:
+                return
+            self._wake.clear()
+            await self._wake.wait()
+
+
+class CoordinatorService(CoordinatorServicer):
+    """The service of proto/entangled/v1/exchange.proto over a `Session`.
+
+    Args:
+        session: the state machine.
+        experiment_toml: the experiment as resolved, for peers to read.
+        run_id: names this run.
+        record: takes a complete exchange for the log; must not block.
+        started: is told the data set's fingerprint when the first peer joins.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        experiment_toml: str,
+        run_id: str,
+        record: Callable[[Exchange], None],
+        started: Callable[[Fingerprint], None],
+    ) -> None:
+        self.session = session
+        self.over: asyncio.Future[EntangledError | None] = asyncio.get_running_loop().create_future()
+        """Done when the run is; holds why it failed, or None."""
+        self._toml = experiment_toml
+        self._run_id = run_id
+        self._record = record
+        self._started = started
+        self._connections: dict[int, _Connection] = {}
+        self._last_id = 0
+        self._durable = 0
+        self._durable_sent = 0
+
+    # ---- the contract's methods
+
+    async def GetExperiment(self, request: pb.GetExperimentRequest, context: Any) -> pb.GetExperimentReply:  # noqa: N802
+        """The experiment, to a caller of the same protocol version."""
+        if request.protocol_version != PROTOCOL_VERSION:
+            await _abort(
+                context,
+                ProtocolError(
+                    "peer and coordinator are of different versions; install the same release on both sides",
+                    expected=f"protocol {PROTOCOL_VERSION}",
+                    got=f"protocol {request.protocol_version}",
+                ),
+            )
+        return pb.GetExperimentReply(protocol_version=PROTOCOL_VERSION, experiment_toml=self._toml)
+
+    async def GetSampleOrder(  # noqa: N802
+        self, request: pb.GetSampleOrderRequest, context: Any
+    ) -> AsyncIterator[pb.SampleOrderChunk]:
+        """The order of one epoch's samples."""
+        try:
+            chunks = codec.encode_order(self.session.order(request.epoch))
+        except EntangledError as error:
+            await _abort(context, error)
+            return
+        for chunk in chunks:
+            yield chunk
+
+    async def Exchange(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
+        """One peer process's stream."""
+        self._last_id += 1
+        identity, connection = self._last_id, _Connection()
+        self._connections[identity] = connection
+        tasks = {asyncio.create_task(self._read(identity, context)), asyncio.create_task(connection.write(context))}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            if connection.ended:  # let the writer send what is left
+                await asyncio.wait(tasks, timeout=1, return_when=asyncio.ALL_COMPLETED)
+        except EntangledError as error:
+            connection.error = error
+            log.warning("refused %s: %s", context.peer(), error)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            del self._connections[identity]
+            self._handle(Disconnected(identity))
+        if connection.error is not None:
+            await _abort(context, connection.error)
+
+    async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.Activity]:  # noqa: N802
+        """What is going on, whenever it has changed."""
+        last = None
+        while True:
+            activity = self.activity()
+            if activity != last:
+                yield activity
+                last = activity
+            if activity.finished:
+                return
+            await asyncio.wait([self.over], timeout=WATCH_SECONDS)
+
+    # ---- what the server calls
+
+    def durable(self, complete: int) -> None:
+        """Every position before `complete` is on disk."""
+        self._durable = complete
+
+    async def tick(self) -> None:
+        """Let time pass, for ever: deadlines, durability notices, heartbeats."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._handle(Ticked())
+            now = time.monotonic()
+            if self._durable != self._durable_sent:
+                self._durable_sent = self._durable
+                for connection in self._connections.values():
+                    connection.send(pb.CoordinatorMessage(durable=pb.Durable(complete=self._durable)))
+            for connection in self._connections.values():
+                if now - connection.sent_at > HEARTBEAT_SECONDS:
+                    connection.sent_at = now
+                    connection.send(pb.CoordinatorMessage(heartbeat=pb.Heartbeat()))
+
+    def fail(self, error: EntangledError) -> None:
+        """End the run for everybody."""
+        self.session.over = True
+        self._perform(Failed(error))
+
+    def activity(self) -> pb.Activity:
+        """The present state, for people."""
+        session = self.session
+        failure = self.over.result() if self.over.done() else None
+        return pb.Activity(
+            peers=[
+                pb.Activity.Peer(
+                    name=m.name,
+                    connected=m.connection is not None,
+                    epoch=m.position.epoch,
+                    step=m.position.step,
+                    values=m.values,
+                    done=m.done,
+                )
+                for m in session.members.values()
+            ],
+            complete=session.complete,
+            total=session.layout.positions if session.layout else 0,
+            weight=session.weight,
+            finished=self.over.done(),
+            failure=str(failure) if failure else "",
+        )
+
+    # ---- events in, effects out
+
+    async def _read(self, identity: int, context: Any) -> None:
+        connection = self._connections[identity]
+        while not connection.ended and (message := await context.read()) is not grpc.aio.EOF:
+            codec.refuse_unknown(message)
+            self._handle(_event(identity, message))
+
+    def _handle(self, event: Event) -> None:
+        for effect in self.session.handle(event, time.monotonic()):
+            self._perform(effect)
+        if isinstance(event, Left):
+            self._connections[event.connection].end()
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Answer(connection, position, digest, weight, probabilities):
+                target = codec.SoftTarget(position, digest, weight, probabilities)
+                self._send(connection, codec.encode_soft_target(target))
+            case Record(exchange):
+                self._record(exchange)
+            case Welcome(connection, complete):
+                welcome = pb.Welcome(run_id=self._run_id, complete=complete)
+                self._send(connection, pb.CoordinatorMessage(welcome=welcome))
+            case Started(fingerprint):
+                self._started(fingerprint)
+            case Warn(message):
+                log.warning(message)
+            case Replaced(connection):
+                if connection in self._connections:
+                    self._connections[connection].end(ProtocolError("the same process has joined again elsewhere"))
+            case Finished():
+                self._end(None)
+            case Failed(error):
+                log.error("the run is over: %s", error)
+                self._end(error)
+
+    def _send(self, connection: int, message: pb.CoordinatorMessage) -> None:
+        if connection in self._connections:
+            self._connections[connection].send(message)
+
+    def _end(self, error: EntangledError | None) -> None:
+        if not self.over.done():
+            self.over.set_result(error)
+        for connection in self._connections.values():
+            connection.end(error)
+
+
+async def _abort(context: Any, error: EntangledError) -> None:
+    code, details, trailing = to_status(error)
+    await context.abort(code, details, trailing)
+
+
+def _event(connection: int, message: pb.PeerMessage) -> Event:
+    match message.WhichOneof("kind"):
+        case "prediction":
+            prediction = codec.decode_prediction(message.prediction, message.ByteSize())
+            return PredictionArrived(
+                connection,
+                prediction.position,
+                prediction.digest,
+                prediction.probabilities,
+                prediction.size,
+                time.time_ns() // 1000,
+            )
+        case "join":
+            join = message.join
+            return Joined(
+                connection,
+                join.peer,
+                join.instance,
+                join.origin,
+                join.protocol_version,
+                codec.decode_fingerprint(join.fingerprint),
+            )
+        case "metrics":
+            metrics = message.metrics
+            position = Position(metrics.epoch, metrics.step)
+            return MetricsArrived(connection, position, dict(metrics.values), metrics.epoch_end, metrics.final)
+        case "leave":
+            return Left(connection, message.leave.failure)
+        case _:
+            raise ProtocolError("an empty message", expected="join, prediction, metrics or leave")

@@ -1,0 +1,490 @@
+"""The session: the state machine behind the coordinator. Pure: events and the time go in, effects come out.
+
+`Session.handle(event, now)` returns what is to be done and raises a RefusedError, changing nothing, when the event's
+sender did something wrong. It never reads a clock, never blocks and never touches a socket or file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from entangled import PROTOCOL_VERSION
+from entangled.alignment import Fingerprint, Layout, Position, SampleIds, batch_digest, fingerprint, sample_order
+from entangled.distribution import Probabilities, check, soft_targets
+from entangled.errors import (
+    AlignmentError,
+    EntangledError,
+    MembershipError,
+    PatienceError,
+    PredictionError,
+    ProtocolError,
+    RunFailedError,
+)
+from entangled.experiment import Experiment
+from entangled.schedule import weight_at
+
+REMEMBERED = 64
+"""Complete exchanges that are kept in memory, to answer a peer that lost its connection before the answer came."""
+
+
+# ---- events
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A process asks to be a peer, on a connection."""
+
+    connection: int
+    peer: str
+    instance: str
+    origin: str
+    protocol_version: int
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True)
+class PredictionArrived:
+    """A prediction came in on a connection; `received_at` is wall-clock microseconds, for the log only."""
+
+    connection: int
+    position: Position
+    digest: bytes
+    probabilities: Probabilities
+    size: int
+    received_at: int
+
+
+@dataclass(frozen=True)
+class MetricsArrived:
+    """A peer's scalars by name."""
+
+    connection: int
+    position: Position
+    values: dict[str, float]
+    epoch_end: bool
+    final: bool
+
+
+@dataclass(frozen=True)
+class Left:
+    """A peer says goodbye: done, or failed."""
+
+    connection: int
+    failure: str
+
+
+@dataclass(frozen=True)
+class Disconnected:
+    """A connection ended without goodbye."""
+
+    connection: int
+
+
+@dataclass(frozen=True)
+class Ticked:
+    """Time has passed."""
+
+
+Event = Joined | PredictionArrived | MetricsArrived | Left | Disconnected | Ticked
+
+
+# ---- effects
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """Tell a connection that it is in."""
+
+    connection: int
+    complete: int
+
+
+@dataclass(frozen=True)
+class Started:
+    """The data set is known now: keep it with the run."""
+
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Send a soft target."""
+
+    connection: int
+    position: Position
+    digest: bytes
+    weight: float
+    probabilities: Probabilities
+
+
+@dataclass(frozen=True)
+class Record:
+    """Write a complete exchange to the log."""
+
+    exchange: Exchange
+
+
+@dataclass(frozen=True)
+class Warn:
+    """Something a person should know that changes nothing."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A process came back on a new connection; close its old one."""
+
+    connection: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Every peer is done."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The run is over for everybody."""
+
+    error: EntangledError
+
+
+Effect = Welcome | Started | Answer | Record | Warn | Replaced | Finished | Failed
+
+
+# ---- state
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One prediction of a batch and when it came (wall-clock microseconds)."""
+
+    probabilities: Probabilities
+    received_at: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A complete exchange: one batch's predictions, and what each peer gets back."""
+
+    position: Position
+    index: int
+    sample_ids: SampleIds
+    digest: bytes
+    weight: float
+    arrivals: dict[str, Arrival]
+    """By peer, in the experiment's order."""
+    targets: dict[str, Probabilities]
+
+
+@dataclass
+class Member:
+    """What the session knows of one peer."""
+
+    name: str
+    connection: int | None = None
+    instance: str = ""
+    origin: str = ""
+    position: Position = Position(0, 0)
+    values: dict[str, float] = field(default_factory=dict[str, float])
+    final: dict[str, float] | None = None
+    done: bool = False
+
+
+class Session:
+    """One run's state. See the module's docstring for how it is driven."""
+
+    def __init__(self, experiment: Experiment, now: float) -> None:
+        """Begin a run of `experiment` at `now`, in seconds of a monotonic clock."""
+        self.experiment = experiment
+        self.members = {name: Member(name) for name in experiment.peer_names}
+        self.fingerprint: Fingerprint | None = None
+        self.layout: Layout | None = None
+        self.complete = 0
+        self.weight = 0.0
+        self.over = False
+        self._pending: dict[int, dict[str, Arrival]] = {}
+        self._recent: dict[int, Exchange] = {}
+        self._orders: dict[int, SampleIds] = {}
+        self._by_connection: dict[int, Member] = {}
+        self._progressed_at = now
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take in one event.
+
+        Args:
+            event: what happened.
+            now: seconds of a monotonic clock.
+
+        Returns:
+            What is to be done, in order.
+
+        Raises:
+            RefusedError: the sender of the event did something wrong; nothing has changed.
+        """
+        if self.over:
+            return []
+        match event:
+            case PredictionArrived():
+                return self._prediction(event, now)
+            case Joined():
+                return self._join(event, now)
+            case MetricsArrived():
+                return self._metrics(event, now)
+            case Left():
+                return self._leave(event)
+            case Disconnected():
+                return self._disconnect(event)
+            case Ticked():
+                return self._tick(now)
+
+    def order(self, epoch: int) -> SampleIds:
+        """The sample order of an epoch, int64.
+
+        Raises:
+            ProtocolError: no peer has joined yet, or the run has no such epoch.
+        """
+        if self.layout is None:
+            raise ProtocolError("the sample order is not known before a first peer has joined")
+        if not 0 <= epoch < self.layout.epochs:
+            raise ProtocolError("no such epoch", expected=f"0 … {self.layout.epochs - 1}", got=str(epoch))
+        if epoch not in self._orders:
+            ids = np.arange(self.layout.samples, dtype=np.int64)
+            order = sample_order(ids, self.experiment.exchange.shuffle_buffer, self.experiment.seed, epoch)
+            while len(self._orders) >= 4:
+                del self._orders[next(iter(self._orders))]
+            self._orders[epoch] = order
+        return self._orders[epoch]
+
+    def waited_for(self) -> list[str]:
+        """The peers without which nothing goes on, each with what is known about it."""
+        arrived = self._pending.get(self.complete, {})
+        missing = [m for m in self.members.values() if not m.done and m.name not in arrived]
+        return [f"{m.name} ({'connected' if m.connection is not None else 'not connected'})" for m in missing]
+
+    def validate(self) -> None:
+        """Check the invariants; for tests.
+
+        Raises:
+            RuntimeError: one does not hold.
+        """
+        peers = set(self.members)
+        faults = [
+            "something waits at a position that is complete" if any(i < self.complete for i in self._pending) else "",
+            "a complete exchange was not recognised" if any(set(a) == peers for a in self._pending.values()) else "",
+            "more waits than peers × look-ahead" if len(self._pending) > 1 else "",
+            "too much is remembered" if len(self._recent) > REMEMBERED else "",
+            "two peers on one connection"
+            if len(self._by_connection) != sum(m.connection is not None for m in self.members.values())
+            else "",
+        ]
+        if any(faults):
+            raise RuntimeError("; ".join(f for f in faults if f))
+
+    # ---- joining and leaving
+
+    def _join(self, event: Joined, now: float) -> list[Effect]:
+        if event.protocol_version != PROTOCOL_VERSION:
+            raise ProtocolError(
+                "peer and coordinator are of different versions",
+                expected=f"protocol {PROTOCOL_VERSION}",
+                got=f"protocol {event.protocol_version}",
+            )
+        member = self.members.get(event.peer)
+        if member is None:
+            raise MembershipError(
+                "no such peer in this experiment", expected=" or ".join(self.members), got=event.peer or "no name"
+            )
+        if event.connection in self._by_connection:
+            raise ProtocolError(f"this connection has joined already, as {self._by_connection[event.connection].name}")
+        if member.connection is not None and member.instance != event.instance:
+            raise MembershipError(
+                f"peer {event.peer} is here already, from {member.origin}; this is {event.origin}. Stop one of the two"
+            )
+        effects = self._adopt(event.fingerprint)
+        if member.connection is not None:
+            del self._by_connection[member.connection]
+            effects.append(Replaced(member.connection))
+        member.connection, member.instance, member.origin = event.connection, event.instance, event.origin
+        self._by_connection[event.connection] = member
+        self._progressed_at = now
+        return [*effects, Welcome(event.connection, self.complete)]
+
+    def _adopt(self, announced: Fingerprint) -> list[Effect]:
+        """The first peer's data set is the run's; every other one must be the same (guarantee 1)."""
+        if self.fingerprint is None:
+            ids = np.arange(announced.samples, dtype=np.int64)
+            if announced.samples == 0 or fingerprint(ids, announced.classes).ids_digest != announced.ids_digest:
+                raise AlignmentError(
+                    "the sample ids must be 0, 1, … in the data set's order", got=str(announced) or "nothing"
+                )
+            self.fingerprint = announced
+            self.layout = self.experiment.layout(announced.samples)
+            self.weight = self._weight(Position(0, 0))
+            return [Started(announced)]
+        if announced != self.fingerprint:
+            raise AlignmentError(
+                "this peer's data set is not the one of the peers before it",
+                expected=str(self.fingerprint),
+                got=str(announced),
+            )
+        return []
+
+    def _leave(self, event: Left) -> list[Effect]:
+        member = self._member(event.connection)
+        if event.failure:
+            return self._fail(RunFailedError(f"peer {member.name} failed: {event.failure}"))
+        if member.final is None:
+            raise ProtocolError(f"peer {member.name} says it is done without its final metrics")
+        member.done = True
+        effects = self._disconnect(Disconnected(event.connection))
+        if all(m.done for m in self.members.values()):
+            self.over = True
+            effects.append(Finished())
+        return effects
+
+    def _disconnect(self, event: Disconnected) -> list[Effect]:
+        member = self._by_connection.pop(event.connection, None)
+        if member is not None:
+            member.connection = None
+        return []
+
+    def _tick(self, now: float) -> list[Effect]:
+        patience = self.experiment.exchange.patience
+        if now - self._progressed_at <= patience:
+            return []
+        where = f" at {self.layout.position(self.complete)}" if self.layout and not self._trained() else ""
+        return self._fail(PatienceError(f"waited {patience:g} s{where} for {', '.join(self.waited_for())}"))
+
+    def _fail(self, error: EntangledError) -> list[Effect]:
+        self.over = True
+        return [Failed(error)]
+
+    # ---- exchanging
+
+    def _prediction(self, event: PredictionArrived, now: float) -> list[Effect]:
+        member = self._member(event.connection)
+        layout, expected_classes = self._run()
+        index = self._check_position(member, event.position, layout)
+        if index < self.complete:
+            return self._answer_again(member, index, event)
+        sample_ids = layout.batch(self.order(event.position.epoch), event.position.step)
+        digest = batch_digest(event.position, sample_ids)
+        if event.digest != digest:
+            raise AlignmentError(
+                f"peer {member.name}'s prediction for {event.position} is about other samples",
+                expected=f"batch digest {digest.hex()}",
+                got=event.digest.hex(),
+            )
+        try:
+            check(event.probabilities, layout.rows(event.position.step), expected_classes)
+        except PredictionError as error:
+            where = f"peer {member.name}'s prediction for {event.position}: {error.message}"
+            raise PredictionError(where, expected=error.expected, got=error.got) from None
+        arrivals = self._pending.setdefault(index, {})
+        member.position = event.position
+        if member.name in arrivals:
+            return self._warn_if_differs(member, event, arrivals[member.name])
+        arrivals[member.name] = Arrival(event.probabilities, event.received_at, event.size)
+        if len(arrivals) < len(self.members):
+            return []
+        self._progressed_at = now
+        return self._finish_exchange(index, event.position, sample_ids, digest)
+
+    def _check_position(self, member: Member, position: Position, layout: Layout) -> int:
+        if position.epoch >= layout.epochs or position.step >= layout.steps_per_epoch:
+            raise AlignmentError(
+                f"peer {member.name} predicts for a batch that this run does not have",
+                expected=f"{layout.epochs} epochs of {layout.steps_per_epoch} steps",
+                got=str(position),
+            )
+        index = layout.index(position)
+        if index > self.complete:
+            raise AlignmentError(
+                f"peer {member.name} is ahead of the run",
+                expected=str(layout.position(self.complete)),
+                got=str(position),
+            )
+        return index
+
+    def _finish_exchange(self, index: int, position: Position, sample_ids: SampleIds, digest: bytes) -> list[Effect]:
+        pending = self._pending.pop(index)
+        arrivals = {name: pending[name] for name in self.members}
+        targets = soft_targets([a.probabilities for a in arrivals.values()])
+        self.weight = self._weight(position)
+        exchange = Exchange(
+            position,
+            index,
+            sample_ids,
+            digest,
+            self.weight,
+            arrivals,
+            dict(zip(arrivals, targets, strict=True)),
+        )
+        self._recent[index] = exchange
+        self._recent.pop(index - REMEMBERED, None)
+        self.complete = index + 1
+        answers = [_answer(m.connection, exchange, m.name) for m in self.members.values() if m.connection is not None]
+        return [*answers, Record(exchange)]
+
+    def _answer_again(self, member: Member, index: int, event: PredictionArrived) -> list[Effect]:
+        """Answer a prediction for a complete position with what was answered first (guarantee 2)."""
+        exchange = self._recent.get(index)
+        if exchange is None:
+            raise ProtocolError(
+                f"peer {member.name} repeats {event.position}, which is too long ago",
+                expected=f"at most {REMEMBERED} positions before {self.complete}",
+                got=str(index),
+            )
+        if event.digest != exchange.digest:
+            raise AlignmentError(
+                f"peer {member.name}'s prediction for {event.position} is about other samples",
+                expected=f"batch digest {exchange.digest.hex()}",
+                got=event.digest.hex(),
+            )
+        warnings = self._warn_if_differs(member, event, exchange.arrivals[member.name])
+        return [*warnings, _answer(event.connection, exchange, member.name)]
+
+    def _warn_if_differs(self, member: Member, event: PredictionArrived, first: Arrival) -> list[Effect]:
+        if np.array_equal(event.probabilities, first.probabilities):
+            return []
+        return [Warn(f"peer {member.name} repeated {event.position} with another prediction; the first one stands")]
+
+    def _metrics(self, event: MetricsArrived, now: float) -> list[Effect]:
+        member = self._member(event.connection)
+        member.position = event.position
+        member.values = {**member.values, **event.values}
+        if event.final:
+            if not self._trained():
+                raise ProtocolError(f"peer {member.name} sends final metrics before the run's last batch")
+            member.final = event.values
+            self._progressed_at = now
+        return []
+
+    # ---- small things
+
+    def _member(self, connection: int) -> Member:
+        member = self._by_connection.get(connection)
+        if member is None:
+            raise ProtocolError("the first message must be a join", expected="join", got="another message")
+        return member
+
+    def _run(self) -> tuple[Layout, int]:
+        if self.layout is None or self.fingerprint is None:
+            raise ProtocolError("no peer has joined")
+        return self.layout, self.fingerprint.classes
+
+    def _trained(self) -> bool:
+        return self.layout is not None and self.complete == self.layout.positions
+
+    def _weight(self, position: Position) -> float:
+        layout, _ = self._run()
+        return float(np.float32(weight_at(self.experiment.exchange.weight, position, layout)))
+
+
+def _answer(connection: int, exchange: Exchange, peer: str) -> Answer:
+    return Answer(connection, exchange.position, exchange.digest, exchange.weight, exchange.targets[peer])

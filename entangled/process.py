@@ -1,0 +1,45 @@
+"""What every role's process does the same way: logging, errors as one line, exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from entangled.errors import EntangledError
+
+
+def log_to(path: Path) -> None:
+    """Log to `path` and, unless that is the same file, to standard error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
+    if not os.path.samestat(os.fstat(2), path.stat()):
+        handlers.append(logging.StreamHandler())
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", handlers=handlers
+    )
+
+
+def main(work: Callable[[], None]) -> None:
+    """Run `work` and leave the process: 0 when it is done, 1 with one line on an error, 130 on Ctrl-C."""
+    try:
+        work()
+    except (EntangledError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr, flush=True)  # noqa: T201
+        sys.exit(130)
+
+
+def warn_if_open(listen: str, insecure: bool) -> None:
+    """Warn about an address that others can reach while nothing protects it."""
+    host = listen.rpartition(":")[0].strip("[]")
+    if not listen.startswith("unix:") and host not in ("localhost", "::1") and not host.startswith("127."):
+        hint = "" if insecure else " (--insecure says that you know)"
+        logging.getLogger(__name__).warning(
+            "%s can be reached from other hosts and has no TLS: whoever reaches it can join%s", listen, hint
+        )
