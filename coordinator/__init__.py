@@ -1,1 +1,1 @@
-"""The coordinator: enforces batch alignment and the λ schedule, answers predictions with soft targets, keeps the log."""
+"""The coordinator: enforces batch alignment and the λ schedule, answers with soft targets, keeps the log."""

@@ -61,7 +61,10 @@ async def serve(experiment: Experiment, listen: str, run: Path) -> None:
         reason = LogError(f"cannot write the exchange log in {run}: {error}")
         loop.call_soon_threadsafe(service.fail, reason)
 
-    recorder = Recorder(run, toml, lambda done: loop.call_soon_threadsafe(service.durable, done) and None, disk_failed)
+    def durable(complete: int) -> None:
+        loop.call_soon_threadsafe(service.durable, complete)
+
+    recorder = Recorder(run, toml, durable, disk_failed)
     (run / "experiment.toml").write_text(toml, "utf-8")
     began: list[float] = []
 
@@ -106,9 +109,7 @@ async def _start(service: CoordinatorService, listen: str) -> grpc.aio.Server:
     try:
         server.add_insecure_port(listen)
     except RuntimeError:
-        raise EntangledError(
-            f"cannot listen on {listen}: is the port in use, or the address not this host's?"
-        ) from None
+        raise EntangledError(f"cannot listen on {listen}: port in use, or not this host's address?") from None
     await server.start()
     for part in ("", name):
         await checks.set(part, health_pb2.HealthCheckResponse.SERVING)

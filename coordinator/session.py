@@ -189,7 +189,7 @@ class Member:
     connection: int | None = None
     instance: str = ""
     origin: str = ""
-    position: Position = Position(0, 0)
+    position: Position = field(default_factory=lambda: Position(0, 0))
     values: dict[str, float] = field(default_factory=dict[str, float])
     final: dict[str, float] | None = None
     done: bool = False

@@ -28,7 +28,7 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run of `epochs` passes over `samples` samples divides into batches; the last batch of an epoch may be short.
+    """How `epochs` passes over `samples` samples divide into batches; the last batch of an epoch may be short.
 
     >>> layout = Layout(samples=10, batch_size=4, epochs=2)
     >>> layout.steps_per_epoch, layout.positions, layout.rows(2)

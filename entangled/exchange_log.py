@@ -306,7 +306,7 @@ def _to_parquet(source: Path, target: Path) -> None:
         SCHEMA,
         compression="zstd",
         use_dictionary=_DICTIONARY,
-        column_encoding={name: "DELTA_BINARY_PACKED" for name in _DELTA},
+        column_encoding=dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
         write_statistics=["step", "index"],
     ) as writer:
         group: list[pa.RecordBatch] = []

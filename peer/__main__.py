@@ -1,0 +1,77 @@
+"""`python -m peer`, which is `entangled peer`."""
+
+from entangled import grpc_settings
+
+grpc_settings.apply()
+
+import logging  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Annotated  # noqa: E402
+
+import typer  # noqa: E402
+
+from entangled import process  # noqa: E402
+from entangled.errors import DataError, EntangledError, MembershipError  # noqa: E402
+
+log = logging.getLogger(__name__)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def peer(
+    name: Annotated[str, typer.Argument(help="This peer's name in the experiment, e.g. cnn.")],
+    coordinator: Annotated[str, typer.Option(help="host:port, or unix:PATH.")] = "127.0.0.1:50051",
+    run_dir: Annotated[Path, typer.Option(help="The run's folder; this peer writes to peers/NAME in it.")] = Path(
+        "runs/peer"
+    ),
+    connect_seconds: Annotated[float, typer.Option(help="How long to wait for the coordinator to be there.")] = 60.0,
+) -> None:
+    """Train one peer of a run. The experiment comes from the coordinator.
+
+        entangled peer cnn --coordinator host:50051 --run-dir runs/x
+    """
+    process.main(lambda: _train(name, coordinator, run_dir, connect_seconds))
+
+
+def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float) -> None:
+    from peer.client import CoordinatorClient
+
+    folder = run_dir / "peers" / name
+    process.log_to(folder / "peer.log")
+    client = CoordinatorClient(coordinator, name, connect_seconds)
+    settings = client.experiment.peers.get(name)
+    if settings is None:
+        client.close()
+        raise MembershipError(
+            "no such peer in this experiment", expected=" or ".join(client.experiment.peer_names), got=name
+        )
+    try:
+        sys.path.insert(0, os.getcwd())  # the user's own `module:function`
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+        try:
+            from peer import trainer
+        except ModuleNotFoundError as error:
+            raise DataError(f"{error.name} is missing: pip install 'entangled[tensorflow]'") from None
+        from entangled import datasets
+
+        trainer.configure(settings.device, settings.threads)
+        log.info("peer %s trains model %s for %s", name, settings.model, coordinator)
+        trainer.train(client.experiment, name, datasets.load(client.experiment.exchange.data), client, folder)
+        log.info("peer %s is done", name)
+    except EntangledError as error:
+        client.fail(str(error))
+        raise
+    except KeyboardInterrupt:
+        client.fail("it was stopped")
+        raise
+    except Exception as error:
+        log.exception("peer %s cannot go on", name)
+        client.fail(f"{type(error).__name__}: {error}")
+        raise EntangledError(f"{type(error).__name__}: {error}") from None
+
+
+if __name__ == "__main__":
+    app(prog_name="entangled peer")

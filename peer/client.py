@@ -1,0 +1,225 @@
+"""The seam over gRPC. The caller's own thread runs the event loop while it waits: no hand-over on the hot path."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+import uuid
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+import uvloop
+
+from entangled import PROTOCOL_VERSION, codec
+from entangled.alignment import Fingerprint, Position, SampleIds, batch_digest
+from entangled.distribution import Probabilities
+from entangled.errors import AlignmentError, EntangledError, ProtocolError, UnreachableError
+from entangled.experiment import Experiment
+from entangled.experiment_file import loads
+from entangled.status import from_status
+from entangled.v1 import exchange_pb2 as pb
+from entangled.v1.exchange_pb2_grpc import CoordinatorStub
+from peer.exchange import SoftTarget
+
+T = TypeVar("T")
+
+OPTIONS = [
+    ("grpc.max_receive_message_length", codec.MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", codec.MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+ROUND_TRIP_SECONDS = 60.0
+"""How long a reply that waits for nobody else may take."""
+
+
+class CoordinatorClient:
+    """`peer.exchange.Exchange` over one stream to a coordinator.
+
+    A broken connection is made again, for as long as the experiment's patience; what was not answered is sent again.
+
+    Args:
+        address: `host:port` or `unix:PATH`.
+        peer: this peer's name in the experiment.
+        connect_seconds: how long to wait for a coordinator to be there at all.
+
+    Raises:
+        UnreachableError: nobody answers at `address`.
+        ProtocolError: the coordinator is of another version.
+    """
+
+    def __init__(self, address: str, peer: str, connect_seconds: float = 60.0) -> None:
+        self.peer = peer
+        self.address = address
+        self._instance = uuid.uuid4().hex
+        self._loop = uvloop.new_event_loop()
+        self._call: Any = None
+        self._fingerprint: Fingerprint | None = None
+        try:
+            self.experiment: Experiment = self._run(self._connect(connect_seconds))
+        except EntangledError:
+            self.close()
+            raise
+
+    # ---- the seam
+
+    def join(self, fingerprint: Fingerprint) -> None:
+        """See `peer.exchange.Exchange.join`."""
+        self._fingerprint = fingerprint
+        self._run(self._join())
+
+    def order(self, epoch: int) -> SampleIds:
+        """See `peer.exchange.Exchange.order`."""
+        return self._run(self._order(epoch))
+
+    def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
+        """See `peer.exchange.Exchange.exchange`."""
+        digest = batch_digest(position, sample_ids)
+        return self._run(self._exchange(position, digest, prediction))
+
+    def report(self, position: Position, values: dict[str, float], *, epoch_end: bool = False) -> None:
+        """See `peer.exchange.Exchange.report`."""
+        metrics = pb.Metrics(epoch=position.epoch, step=position.step, values=values, epoch_end=epoch_end)
+        self._run(self._write(pb.PeerMessage(metrics=metrics)))
+
+    def finish(self, values: dict[str, float]) -> None:
+        """See `peer.exchange.Exchange.finish`."""
+        self._run(self._finish(values))
+        self.close()
+
+    def fail(self, reason: str) -> None:
+        """See `peer.exchange.Exchange.fail`."""
+        try:
+            if self._call is not None and not self._call.done():
+                self._run(self._leave(reason))
+        except (EntangledError, TimeoutError, RuntimeError):
+            pass  # the coordinator is gone, or knows already
+        self.close()
+
+    def close(self) -> None:
+        """Drop the connection."""
+        if not self._loop.is_closed():
+            self._run(self._channel.close())
+            self._loop.close()
+
+    # ---- on the loop
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run_until_complete(work)
+
+    async def _connect(self, seconds: float) -> Experiment:
+        self._channel = grpc.aio.insecure_channel(self.address, options=OPTIONS)
+        self._stub: Any = CoordinatorStub(self._channel)
+        request = pb.GetExperimentRequest(protocol_version=PROTOCOL_VERSION)
+        try:
+            reply = await self._stub.GetExperiment(request, timeout=seconds, wait_for_ready=True)
+        except grpc.aio.AioRpcError as error:
+            raised = _raised(error)
+            if isinstance(raised, UnreachableError):
+                raise UnreachableError(f"no coordinator answers at {self.address} within {seconds:g} s") from None
+            raise raised from None
+        return loads(reply.experiment_toml, f"the experiment of {self.address}")
+
+    async def _join(self) -> None:
+        if self._fingerprint is None:
+            raise ProtocolError("join before anything else")
+        self._call = self._stub.Exchange(wait_for_ready=True)
+        join = pb.Join(
+            protocol_version=PROTOCOL_VERSION,
+            peer=self.peer,
+            instance=self._instance,
+            origin=f"{socket.gethostname()} process {os.getpid()}",
+            fingerprint=codec.encode_fingerprint(self._fingerprint),
+        )
+        await self._write(pb.PeerMessage(join=join))
+        async with asyncio.timeout(ROUND_TRIP_SECONDS):
+            message = await self._read()
+        if message.WhichOneof("kind") != "welcome":
+            raise ProtocolError("the coordinator did not welcome", expected="welcome", got=str(message))
+
+    async def _order(self, epoch: int) -> SampleIds:
+        try:
+            call = self._stub.GetSampleOrder(pb.GetSampleOrderRequest(epoch=epoch), timeout=ROUND_TRIP_SECONDS)
+            return codec.decode_order([chunk async for chunk in call])
+        except grpc.aio.AioRpcError as error:
+            raise _raised(error) from None
+
+    async def _exchange(self, position: Position, digest: bytes, prediction: Probabilities) -> SoftTarget:
+        message = codec.encode_prediction(position, digest, prediction)
+        give_up = time.monotonic() + self.experiment.exchange.patience + ROUND_TRIP_SECONDS
+        while True:
+            try:
+                async with asyncio.timeout(max(give_up - time.monotonic(), 0.0)):
+                    await self._write(message)
+                    target = await self._soft_target()
+                break
+            except UnreachableError:
+                if time.monotonic() > give_up:
+                    raise
+                await asyncio.sleep(0.2)
+                await self._rejoin()
+            except TimeoutError:
+                raise UnreachableError(f"the coordinator at {self.address} does not answer any more") from None
+        if target.position != position or target.digest != digest:
+            raise AlignmentError(
+                f"the coordinator answered {position} with another batch",
+                expected=f"{position}, batch digest {digest.hex()}",
+                got=f"{target.position}, batch digest {target.digest.hex()}",
+            )
+        return SoftTarget(target.probabilities, target.weight)
+
+    async def _rejoin(self) -> None:
+        try:
+            await self._join()
+        except UnreachableError:
+            pass  # the next write says so again, until patience ends
+
+    async def _soft_target(self) -> codec.SoftTarget:
+        while True:
+            message = await self._read()
+            if message.WhichOneof("kind") == "soft_target":
+                return codec.decode_soft_target(message.soft_target)
+
+    async def _finish(self, values: dict[str, float]) -> None:
+        await self._write(pb.PeerMessage(metrics=pb.Metrics(values=values, final=True)))
+        await self._leave("")
+
+    async def _leave(self, reason: str) -> None:
+        """Say goodbye and wait until the coordinator has heard it, which is when it ends the stream."""
+        await self._write(pb.PeerMessage(leave=pb.Leave(failure=reason)))
+        async with asyncio.timeout(5.0):
+            while await self._call.read() is not grpc.aio.EOF:
+                pass
+
+    async def _write(self, message: pb.PeerMessage) -> None:
+        try:
+            await self._call.write(message)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            raise await self._why() from None
+
+    async def _read(self) -> pb.CoordinatorMessage:
+        try:
+            message = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise _raised(error) from None
+        if message is grpc.aio.EOF:
+            raise await self._why()
+        return message
+
+    async def _why(self) -> EntangledError:
+        """Why the stream has ended."""
+        code, details = await self._call.code(), await self._call.details()
+        if code is grpc.StatusCode.OK:
+            return UnreachableError("the coordinator has ended the stream")
+        return from_status(code, details or "", await self._call.trailing_metadata() or ())
+
+
+def _raised(error: grpc.aio.AioRpcError) -> EntangledError:
+    return from_status(error.code(), error.details() or "", error.trailing_metadata() or ())

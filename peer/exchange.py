@@ -1,0 +1,56 @@
+"""The seam: what a trainer needs from the outside world."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from entangled.alignment import Fingerprint, Position, SampleIds
+from entangled.distribution import Probabilities
+
+
+class SoftTarget(NamedTuple):
+    """What a peer gets back for a batch: the others' combined probabilities, and λ."""
+
+    probabilities: Probabilities
+    """`(rows, classes)` float32."""
+    weight: float
+    """λ in force."""
+
+
+class Exchange(Protocol):
+    """One peer's way to the others. Blocking; one thread uses it."""
+
+    def join(self, fingerprint: Fingerprint) -> None:
+        """Become a peer of the run; RefusedError if the data set or the name is not welcome."""
+        ...
+
+    def order(self, epoch: int) -> SampleIds:
+        """The sample order of an epoch, int64."""
+        ...
+
+    def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
+        """Publish the prediction for a batch and wait for everybody else's.
+
+        Args:
+            position: of the batch.
+            sample_ids: of the batch, in its order.
+            prediction: `(rows, classes)` float32.
+
+        Raises:
+            RefusedError: the coordinator does not take the prediction.
+            PatienceError: somebody was waited for too long.
+            RunFailedError: the run is over for everybody.
+        """
+        ...
+
+    def report(self, position: Position, values: dict[str, float], *, epoch_end: bool = False) -> None:
+        """Tell how it is going: scalars by name."""
+        ...
+
+    def finish(self, values: dict[str, float]) -> None:
+        """Tell the final scalars, and leave."""
+        ...
+
+    def fail(self, reason: str) -> None:
+        """Leave because this peer cannot go on, which ends the run for everybody. Never raises."""
+        ...
