@@ -9,6 +9,7 @@ import signal
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -101,7 +102,7 @@ async def serve(experiment: Experiment, listen: str, run: Path) -> None:
 async def _start(service: CoordinatorService, listen: str) -> grpc.aio.Server:
     server = grpc.aio.server(options=OPTIONS)
     add_CoordinatorServicer_to_server(service, server)
-    checks = health.aio.HealthServicer()
+    checks: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     name = pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
     names = (name, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -96,7 +96,7 @@ def _npz(file: IO[bytes], where: str) -> Arrays:
     return (x, y), (test_x, test_y)
 
 
-def call(module: str, function: str, *arguments: object):  # noqa: ANN201  # the user's function returns what it likes
+def call(module: str, function: str, *arguments: object):  # the user's function returns what it likes
     """Call a user's `module:function`; DataError if there is none."""
     try:
         found = getattr(importlib.import_module(module), function)

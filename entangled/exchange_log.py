@@ -13,8 +13,8 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -57,7 +57,8 @@ _DICTIONARY = ["peer", "weight", "digest", "rows", "classes", "staleness"]
 _ROW_GROUP_BYTES = 16 * 1024 * 1024
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Row:
     """One prediction in the log; `chain` is computed as it is written."""
 
     position: Position
@@ -305,9 +306,9 @@ def _to_parquet(source: Path, target: Path) -> None:
         target,
         SCHEMA,
         compression="zstd",
-        use_dictionary=_DICTIONARY,
+        use_dictionary=_DICTIONARY,  # pyright: ignore[reportArgumentType]
         column_encoding=dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
-        write_statistics=["step", "index"],
+        write_statistics=["step", "index"],  # pyright: ignore[reportArgumentType]
     ) as writer:
         group: list[pa.RecordBatch] = []
         for batch in read_batches(source):

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tomli_w
 
@@ -71,7 +71,8 @@ def _override(values: dict[str, Any], override: str) -> None:
         value = text
     *tables, last = key.strip().split(".")
     for table in tables:
-        values = values.setdefault(table, {})
-        if not isinstance(values, dict):
+        inner: Any = values.setdefault(table, {})
+        if not isinstance(inner, dict):
             raise ExperimentError(f"--set {override}: `{table}` is a value, not a table")
+        values = cast("dict[str, Any]", inner)
     values[last] = value

@@ -30,7 +30,7 @@ def peer(
 ) -> None:
     """Train one peer of a run. The experiment comes from the coordinator.
 
-        entangled peer cnn --coordinator host:50051 --run-dir runs/x
+    entangled peer cnn --coordinator host:50051 --run-dir runs/x
     """
     process.main(lambda: _train(name, coordinator, run_dir, connect_seconds))
 

@@ -195,8 +195,11 @@ class CoordinatorClient:
         """Say goodbye and wait until the coordinator has heard it, which is when it ends the stream."""
         await self._write(pb.PeerMessage(leave=pb.Leave(failure=reason)))
         async with asyncio.timeout(5.0):
-            while await self._call.read() is not grpc.aio.EOF:
-                pass
+            try:
+                while await self._call.read() is not grpc.aio.EOF:
+                    pass
+            except grpc.aio.AioRpcError as error:
+                raise _raised(error) from None
 
     async def _write(self, message: pb.PeerMessage) -> None:
         try:

@@ -61,5 +61,7 @@ def build(name: str, input_shape: tuple[int, ...], classes: int, seed: int) -> A
     else:
         raise DataError("no such model", expected="cnn, mlp or module:function", got=name)
     if tuple(model.output_shape) != (None, classes):
-        raise DataError(f"model {name} has the wrong output", expected=f"(rows, {classes})", got=str(model.output_shape))
+        raise DataError(
+            f"model {name} has the wrong output", expected=f"(rows, {classes})", got=str(model.output_shape)
+        )
     return model

@@ -76,12 +76,13 @@ class Learner:
 
     def evaluate(self, x: Any, y: Any, classes: int, size: int = 1000) -> tuple[float, float]:
         """Accuracy, and mean cross-entropy, on labelled samples."""
+        cross_entropy: Any = keras.losses.CategoricalCrossentropy()
         correct, loss = 0, 0.0
         for start in range(0, len(x), size):
             labels = y[start : start + size]
             p = self.predict(x[start : start + size])
             correct += int((p.argmax(axis=1) == labels).sum())
-            loss += float(keras.losses.CategoricalCrossentropy()(one_hot(labels, classes), p)) * len(labels)
+            loss += float(cross_entropy(one_hot(labels, classes), p)) * len(labels)
         return correct / len(x), loss / len(x)
 
     def _predict_graph(self, x: Any) -> Any:

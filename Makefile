@@ -1,0 +1,34 @@
+# `make run` sets everything up and runs the main job; `make check` sets everything up and passes every check.
+.PHONY: help setup run check lint test proto clean
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+help:            ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: .venv/.stamp  ## make .venv with everything in it
+.venv/.stamp: pyproject.toml constraints.txt
+	[ -x .venv/bin/python ] || $(PYTHON) -m venv .venv
+	.venv/bin/pip install -q -c constraints.txt -e '.[tensorflow,dev]'
+	touch $@
+
+run: setup       ## the main job: a CNN and an MLP entangled on all of MNIST
+	entangled run
+
+check: lint test ## everything that must pass
+
+lint: setup      ## all checks but the tests
+	ruff check .
+	ruff format --check .
+	scripts/check-generated.sh
+	pyright --pythonpath .venv/bin/python
+	lint-imports
+
+test: setup      ## the tests
+	pytest
+
+proto: setup     ## generate entangled/v1 from proto/
+	python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/entangled/v1/*.proto
+
+clean:           ## remove what the other targets made
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,131 @@
+"""`entangled`: the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from entangled import __version__, experiment_file, grpc_settings
+from entangled.errors import EntangledError
+
+app = typer.Typer(
+    help="Entangled learning: models train side by side and exchange only their predictions.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": list[str]()}
+
+
+def main() -> None:
+    """Run the command line: 1 and one line on an error, no stack trace."""
+    try:
+        app()
+    except (EntangledError, BrokenPipeError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Answer --version."""
+    if show:
+        typer.echo(f"entangled {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    experiment: Annotated[
+        str, typer.Argument(help="A shipped experiment's name (see `entangled experiments`), or a TOML file.")
+    ] = "mnist",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE; any key of the experiment by dots: epochs=5, exchange.weight.end=0.2."),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="The run's folder [default: runs/NAME-DATE-TIME]", show_default=False)
+    ] = None,
+) -> None:
+    """Run an experiment on this machine: a coordinator and every peer, each in its own process.
+
+    Examples: `entangled run`, `entangled run smoke`, `entangled run my.toml --set epochs=5 --run-dir runs/x`.
+    """
+    settings = experiment_file.load(experiment, overrides or [])
+    folder = run_dir or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    grpc_settings.apply()
+    from rich.console import Console
+
+    from entangled.cli.progress import Progress
+    from entangled.launch import local
+
+    console = Console()
+    console.print(f"{settings.name}: {', '.join(settings.peer_names)}, {settings.epochs} epochs → {folder}")
+    try:
+        with Progress(settings, console) as progress:
+            local.run(settings, folder, progress)
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; what there is is in {folder}", err=True)
+        raise typer.Exit(1) from None
+    _print_summary(console, json.loads((folder / "summary.json").read_text("utf-8")))
+    console.print(f"run folder: {folder}", soft_wrap=True)
+
+
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def coordinator(context: typer.Context) -> None:
+    """Coordinate one run: the same role that `run` starts, by hand, on any host."""
+    _become("coordinator", context.args)
+
+
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def peer(context: typer.Context) -> None:
+    """Train one peer of a run, on any host; the experiment comes from the coordinator."""
+    _become("peer", context.args)
+
+
+@app.command()
+def experiments(
+    show: Annotated[str | None, typer.Option(help="Print this experiment's file.", metavar="NAME")] = None,
+) -> None:
+    """List the experiments that are shipped, one line each."""
+    shipped = experiment_file.shipped()
+    if show is None:
+        for name, text in sorted(shipped.items()):
+            typer.echo(f"{name:12} {experiment_file.loads(text, name).description}")
+    elif show in shipped:
+        typer.echo(shipped[show].rstrip())
+    else:
+        raise EntangledError("no such experiment", expected=", ".join(sorted(shipped)), got=show)
+
+
+def _become(role: str, arguments: list[str]) -> None:
+    os.execv(sys.executable, [sys.executable, "-m", role, *arguments])
+
+
+def _print_summary(console: Any, summary: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("peer", "training loss", "training accuracy", "test accuracy", "test loss", "agreement"):
+        table.add_column(heading, justify="left" if heading == "peer" else "right")
+    for name, p in summary["peers"].items():
+        table.add_row(
+            name,
+            f"{p['train_loss']:.4f}",
+            f"{p['train_accuracy']:.2%}",
+            f"{p['test_accuracy']:.2%}",
+            f"{p['test_loss']:.4f}",
+            f"{p['agreement']:.2%}",
+        )
+    console.print(table)
+    console.print(
+        f"{summary['exchanges']} exchanges in {summary['wall_seconds']:.1f} s, final λ {summary['final_weight']:.4f}"
+    )
