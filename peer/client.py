@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -176,10 +177,8 @@ class CoordinatorClient:
         return SoftTarget(target.probabilities, target.weight)
 
     async def _rejoin(self) -> None:
-        try:
+        with contextlib.suppress(UnreachableError):  # the next write says so again, until patience ends
             await self._join()
-        except UnreachableError:
-            pass  # the next write says so again, until patience ends
 
     async def _soft_target(self) -> codec.SoftTarget:
         while True:

@@ -11,8 +11,8 @@ class EntangledLoss:
     """CE(y, p_self) + λ · KL between p_self and the others' prediction, the mean over the batch.
 
     CE and KL are Keras': natural logarithm, probabilities clipped at 1e-7. The gradient flows through `p_self` only.
-    `direction` is `self_other` for KL(p_self ‖ p_other), the notebook's, or `other_self` for KL(p_other ‖ p_self), as in
-    deep mutual learning (Zhang et al., CVPR 2018).
+    `direction` is `self_other` for KL(p_self ‖ p_other), the notebook's, or `other_self` for KL(p_other ‖ p_self), as
+    in deep mutual learning (Zhang et al., CVPR 2018).
     """
 
     def __init__(self, direction: Literal["self_other", "other_self"]) -> None:

@@ -65,7 +65,7 @@ class Learner:
         return self._predict(tf.convert_to_tensor(x)).numpy()
 
     def update(self, x: Any, labels: Any, target: SoftTarget) -> tuple[float, int]:
-        """One step of the optimizer, `training=True`; the batch's loss and how many predictions were right before it."""
+        """One step of the optimizer, `training=True`; the batch's loss and the number of right predictions."""
         loss, correct = self._update(
             tf.convert_to_tensor(x),
             tf.convert_to_tensor(labels),

@@ -1,0 +1,200 @@
+"""The coordinator's state machine, by events alone: guarantees 1, 2, 3, 4, 5 and 7."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from coordinator.session import (
+    Answer,
+    Disconnected,
+    Failed,
+    Finished,
+    Joined,
+    Left,
+    MetricsArrived,
+    PredictionArrived,
+    Record,
+    Session,
+    Ticked,
+    Warn,
+)
+from entangled import PROTOCOL_VERSION
+from entangled.alignment import Position, batch_digest, fingerprint
+from entangled.errors import (
+    AlignmentError,
+    MembershipError,
+    PatienceError,
+    PredictionError,
+    ProtocolError,
+    RunFailedError,
+)
+from entangled.experiment import parse
+
+PEERS = ("a", "b", "c")
+DATA = fingerprint(np.arange(10), 3, np.zeros((10, 2)))
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    """A session of three peers over ten samples in batches of four, two epochs; valid to its end."""
+    values = {
+        "name": "test",
+        "epochs": 2,
+        "batch_size": 4,
+        "exchange": {"data": "mnist", "weight": {"schedule": "linear", "end": 1.0}, "patience": 60.0},
+        "peers": {name: {"model": "mlp"} for name in PEERS},
+    }
+    session = Session(parse(values, "test"), now=0.0)
+    yield session
+    session.validate()
+
+
+def join(session: Session, peer: str, connection: int | None = None, instance: str = "", data=DATA):
+    number = PEERS.index(peer) if connection is None else connection
+    return session.handle(Joined(number, peer, instance or peer, f"host of {peer}", PROTOCOL_VERSION, data), 0.0)
+
+
+def predict(session: Session, peer: str, position: Position = Position(0, 0), seed: int = 0, **changes):
+    layout = session.layout
+    assert layout is not None
+    ids = layout.batch(session.order(position.epoch), position.step)
+    random = np.random.default_rng([seed, PEERS.index(peer), *position])
+    values = {
+        "connection": PEERS.index(peer),
+        "position": position,
+        "digest": batch_digest(position, ids),
+        "probabilities": random.dirichlet(np.ones(3), len(ids)).astype(np.float32),
+        "size": 1,
+        "received_at": 0,
+    }
+    return session.handle(PredictionArrived(**(values | changes)), 0.0)
+
+
+def answers(effects) -> dict[int, np.ndarray]:
+    return {e.connection: e.probabilities for e in effects if isinstance(e, Answer)}
+
+
+def join_all(session: Session) -> None:
+    for peer in PEERS:
+        join(session, peer)
+
+
+def test_answers_come_when_the_last_prediction_is_in(session: Session) -> None:
+    join_all(session)
+    assert predict(session, "b") == []
+    assert predict(session, "a") == []
+    effects = predict(session, "c")
+    assert set(answers(effects)) == {0, 1, 2}
+    assert [list(e.exchange.arrivals) for e in effects if isinstance(e, Record)] == [list(PEERS)]
+
+
+def test_guarantee_3_the_order_of_arrival_does_not_matter(session: Session) -> None:
+    join_all(session)
+    for peer in "abc":
+        first = predict(session, peer)
+    other = Session(session.experiment, now=0.0)
+    join_all(other)
+    for peer in "cab":
+        second = predict(other, peer)
+    for connection, target in answers(first).items():
+        assert target.tobytes() == answers(second)[connection].tobytes()
+
+
+def test_guarantee_1_another_order_another_batch_another_data_set_are_refused(session: Session) -> None:
+    join_all(session)
+    ids = session.layout.batch(session.order(0), 0)
+    with pytest.raises(AlignmentError) as refused:
+        predict(session, "a", digest=batch_digest(Position(0, 0), ids[::-1]))
+    assert refused.value.expected == f"batch digest {batch_digest(Position(0, 0), ids).hex()}"
+    assert refused.value.got == batch_digest(Position(0, 0), ids[::-1]).hex()
+    with pytest.raises(AlignmentError, match="ahead of the run"):
+        predict(session, "a", Position(0, 1))
+    with pytest.raises(AlignmentError, match="does not have"):
+        predict(session, "a", position=Position(2, 0), digest=b"", probabilities=np.zeros((4, 3), np.float32))
+    with pytest.raises(AlignmentError, match="data set"):
+        join(session, "b", connection=7, instance="b", data=fingerprint(np.arange(10), 3, np.ones((10, 2))))
+    assert session.complete == 0
+    predict(session, "a"), predict(session, "b")
+    assert len(answers(predict(session, "c"))) == 3  # the others were not disturbed
+
+
+def test_guarantee_2_the_first_answer_wins(session: Session) -> None:
+    join_all(session)
+    predict(session, "a"), predict(session, "b")
+    first = answers(predict(session, "c"))
+    session.handle(Disconnected(0), 1.0)
+    join(session, "a", connection=9, instance="a")
+    again = predict(session, "a", connection=9)
+    assert answers(again)[9].tobytes() == first[0].tobytes()
+    assert not any(isinstance(e, Record | Warn) for e in again)
+    different = predict(session, "a", connection=9, seed=5)
+    assert any(isinstance(e, Warn) for e in different)
+    assert answers(different)[9].tobytes() == first[0].tobytes()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.5])
+def test_guarantee_4_no_distribution_is_refused_and_nobody_disturbed(session: Session, value: float) -> None:
+    join_all(session)
+    bad = np.full((4, 3), 1 / 3, np.float32)
+    bad[2, 1] = value
+    with pytest.raises(PredictionError, match="peer a's prediction for epoch 0 step 0: row 2"):
+        predict(session, "a", probabilities=bad)
+    with pytest.raises(PredictionError, match="shape"):
+        predict(session, "a", probabilities=np.full((3, 4), 0.25, np.float32))
+    predict(session, "a"), predict(session, "b")
+    assert len(answers(predict(session, "c"))) == 3
+
+
+def test_guarantee_5_the_weight_comes_with_the_answer(session: Session) -> None:
+    join_all(session)
+    seen = []
+    for index in range(session.layout.positions):
+        for peer in PEERS:
+            effects = predict(session, peer, session.layout.position(index))
+        seen.append({e.weight for e in effects if isinstance(e, Answer)})
+    assert seen == [{0.0}] * 3 + [{0.5}] * 3
+
+
+def test_guarantee_7_a_wait_ends_and_names_who_was_waited_for(session: Session) -> None:
+    join(session, "a"), join(session, "b")
+    predict(session, "a")
+    assert session.handle(Ticked(), 59.0) == []
+    (effect,) = session.handle(Ticked(), 61.0)
+    assert isinstance(effect, Failed)
+    assert isinstance(effect.error, PatienceError)
+    assert "b (connected), c (not connected)" in str(effect.error)
+
+
+def test_strangers_doubles_and_the_uninvited_are_refused(session: Session) -> None:
+    join(session, "a")
+    with pytest.raises(MembershipError, match="a or b or c"):
+        session.handle(Joined(5, "z", "z", "host", PROTOCOL_VERSION, DATA), 0.0)
+    with pytest.raises(MembershipError, match="host of a"):
+        join(session, "a", connection=5, instance="another")
+    with pytest.raises(ProtocolError, match="versions"):
+        session.handle(Joined(5, "b", "b", "host", PROTOCOL_VERSION + 1, DATA), 0.0)
+    with pytest.raises(ProtocolError, match="join"):
+        predict(session, "b")
+
+
+def test_the_run_ends_when_all_have_left_and_fails_when_one_fails(session: Session) -> None:
+    join_all(session)
+    with pytest.raises(ProtocolError, match="before the run's last batch"):
+        session.handle(MetricsArrived(0, Position(0, 0), {}, False, True), 0.0)
+    for index in range(session.layout.positions):
+        for peer in PEERS:
+            predict(session, peer, session.layout.position(index))
+    for connection in range(3):
+        session.handle(MetricsArrived(connection, Position(1, 2), {"x": 1.0}, False, True), 0.0)
+        effects = session.handle(Left(connection, ""), 0.0)
+    assert effects == [Finished()]
+
+    failing = Session(session.experiment, now=0.0)
+    join_all(failing)
+    (effect,) = failing.handle(Left(1, "no memory"), 0.0)
+    assert isinstance(effect, Failed)
+    assert isinstance(effect.error, RunFailedError)
+    assert "peer b failed: no memory" in str(effect.error)
