@@ -63,6 +63,7 @@ class CoordinatorClient:
         self._loop = uvloop.new_event_loop()
         self._call: Any = None
         self._fingerprint: Fingerprint | None = None
+        self._steps = 0
         try:
             self.experiment: Experiment = self._run(self._connect(connect_seconds))
         except EntangledError:
@@ -74,6 +75,7 @@ class CoordinatorClient:
     def join(self, fingerprint: Fingerprint) -> None:
         """See `peer.exchange.Exchange.join`."""
         self._fingerprint = fingerprint
+        self._steps = self.experiment.layout(fingerprint.samples).steps_per_epoch
         self._run(self._join())
 
     def order(self, epoch: int) -> SampleIds:
@@ -187,7 +189,9 @@ class CoordinatorClient:
                 return codec.decode_soft_target(message.soft_target)
 
     async def _finish(self, values: dict[str, float]) -> None:
-        await self._write(pb.PeerMessage(metrics=pb.Metrics(values=values, final=True)))
+        end = Position(self.experiment.epochs - 1, self._steps - 1)
+        metrics = pb.Metrics(epoch=end.epoch, step=end.step, values=values, final=True)
+        await self._write(pb.PeerMessage(metrics=metrics))
         await self._leave("")
 
     async def _leave(self, reason: str) -> None:

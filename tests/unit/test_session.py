@@ -34,6 +34,7 @@ from entangled.errors import (
 from entangled.experiment import parse
 
 PEERS = ("a", "b", "c")
+START = Position(0, 0)
 DATA = fingerprint(np.arange(10), 3, np.zeros((10, 2)))
 
 
@@ -57,7 +58,7 @@ def join(session: Session, peer: str, connection: int | None = None, instance: s
     return session.handle(Joined(number, peer, instance or peer, f"host of {peer}", PROTOCOL_VERSION, data), 0.0)
 
 
-def predict(session: Session, peer: str, position: Position = Position(0, 0), seed: int = 0, **changes):
+def predict(session: Session, peer: str, position: Position = START, seed: int = 0, **changes):
     layout = session.layout
     assert layout is not None
     ids = layout.batch(session.order(position.epoch), position.step)
@@ -113,7 +114,7 @@ def test_guarantee_1_another_order_another_batch_another_data_set_are_refused(se
     with pytest.raises(AlignmentError, match="ahead of the run"):
         predict(session, "a", Position(0, 1))
     with pytest.raises(AlignmentError, match="does not have"):
-        predict(session, "a", position=Position(2, 0), digest=b"", probabilities=np.zeros((4, 3), np.float32))
+        predict(session, "a", Position(0, 3))
     with pytest.raises(AlignmentError, match="data set"):
         join(session, "b", connection=7, instance="b", data=fingerprint(np.arange(10), 3, np.ones((10, 2))))
     assert session.complete == 0
