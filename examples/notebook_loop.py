@@ -1,7 +1,7 @@
 """The notebook's loop: two models entangled in one process, eagerly, step by step.
 
 This is what the whole system does, in forty lines that can be read, and the oracle of the parity test: from the same
-initial weights and the same sample order, a distributed run's predictions and weights are these.
+initial weights and the same sample order, a distributed run's predictions and weights are these, to the bit on a CPU.
 
     python examples/notebook_loop.py          # 200 steps on real MNIST, CNN and MLP, batch 8
 """
@@ -48,7 +48,9 @@ def entangle(
         losses: list[float] = []
         for model, optimizer, other in zip(models, optimizers, reversed(predictions), strict=True):
             with tf.GradientTape() as tape:
-                own = model(x, training=True)
+                # Behind an identity, Keras takes the probabilities as they are, clipped at 1e-7; else it would find the
+                # logits that the softmax made them from.
+                own = tf.identity(model(x, training=True))
                 pair = (own, other) if direction == "self_other" else (other, own)
                 loss = cross_entropy(labels, own) + weight * divergence(*pair)
             gradients = tape.gradient(loss, model.trainable_variables)

@@ -12,7 +12,7 @@ def noisy(input_shape: tuple[int, ...], classes: int) -> Any:
         [
             keras.Input(input_shape),
             keras.layers.Flatten(),
-            keras.layers.Dense(32, activation="relu"),
+            keras.layers.Dense(32, activation="tanh"),
             keras.layers.BatchNormalization(),
             keras.layers.Dropout(0.3, seed=7),
             keras.layers.Dense(classes, activation="softmax"),

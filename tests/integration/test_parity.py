@@ -1,4 +1,8 @@
-"""A distributed run is the notebook's loop: every prediction and weight, to 1e-5, over 300 steps and more."""
+"""A distributed run is the notebook's loop: every prediction and weight, over 300 steps and more.
+
+1e-5 is what must hold anywhere. On a CPU with one thread they are equal to the bit, because a peer's compiled step does
+the eager loop's operations in the eager loop's order; so nothing grows with the number of steps.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +80,5 @@ def test_a_distributed_run_is_the_notebooks_loop(tmp_path: Path, first: str, sec
         for own, oracle in zip(final.get_weights(), model.get_weights(), strict=True):
             np.testing.assert_allclose(own, oracle, rtol=0, atol=1e-5)
         lines = [json.loads(line) for line in (run / "peers" / name / "metrics.jsonl").read_text().splitlines()]
-        np.testing.assert_allclose(
-            [line["loss"] for line in lines], losses[:, i].reshape(2, -1).mean(axis=1), atol=1e-4
-        )
+        expected = losses[:, i].reshape(2, -1).mean(axis=1)
+        np.testing.assert_allclose([line["loss"] for line in lines], expected, atol=1e-4)
