@@ -1,5 +1,5 @@
 # `make run` sets everything up and runs the main job; `make check` sets everything up and passes every check.
-.PHONY: help setup run check lint test proto clean
+.PHONY: help setup run check lint test bench proto clean
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -26,6 +26,9 @@ lint: setup      ## all checks but the tests
 
 test: setup      ## the tests
 	pytest
+
+bench: setup     ## the benchmarks: ratios measured side by side
+	python -m benchmarks.notebook
 
 proto: setup     ## generate entangled/v1 from proto/
 	python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/entangled/v1/*.proto
