@@ -66,6 +66,15 @@ class Peer(_Settings):
     last bits depend on it."""
 
 
+class Checkpoint(_Settings):
+    """When a peer writes a checkpoint, beside the end of each epoch."""
+
+    seconds: Annotated[float, Field(gt=0)] = 60.0
+    """At least this often."""
+    steps: Annotated[int, Field(gt=0)] | None = None
+    """Every so many steps."""
+
+
 class Experiment(_Settings):
     """The whole experiment."""
 
@@ -75,6 +84,7 @@ class Experiment(_Settings):
     epochs: Annotated[int, Field(gt=0)]
     batch_size: Annotated[int, Field(gt=0)]
     exchange: Exchange
+    checkpoint: Checkpoint = Checkpoint()
     peers: dict[Name, Peer]
 
     @field_validator("peers")
@@ -150,6 +160,8 @@ def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
             model = Exchange
         case ["exchange", "shuffle"]:
             model = ShuffleBuffer
+        case ["checkpoint"]:
+            model = Checkpoint
         case ["exchange", "weight", *_]:
             return ["schedule", "value", "start", "end", "per", "boundaries", "values"]
         case _:

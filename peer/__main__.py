@@ -30,6 +30,9 @@ def peer(
 ) -> None:
     """Train one peer of a run. The experiment comes from the coordinator.
 
+    A peer that was stopped or killed goes on where it was when it is started again with the same command; the others
+    wait for it.
+
     entangled peer cnn --coordinator host:50051 --run-dir runs/x
     """
     process.main(lambda: _train(name, coordinator, run_dir, connect_seconds))
@@ -40,6 +43,9 @@ def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float) -
 
     folder = run_dir / "peers" / name
     process.log_to(folder / "peer.log")
+    if (run_dir / "summary.json").exists():
+        log.info("%s is finished", run_dir)
+        return
     client = CoordinatorClient(coordinator, name, connect_seconds)
     settings = client.experiment.peers.get(name)
     if settings is None:
@@ -59,13 +65,14 @@ def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float) -
 
         trainer.configure(settings.device, settings.threads)
         log.info("peer %s trains model %s for %s", name, settings.model, coordinator)
-        trainer.train(client.experiment, name, datasets.load(client.experiment.exchange.data), client, folder)
+        data = datasets.load(client.experiment.exchange.data)
+        trainer.train(client.experiment, name, data, client, folder, client.run_id)
         log.info("peer %s is done", name)
     except EntangledError as error:
         client.fail(str(error))
         raise
     except KeyboardInterrupt:
-        client.fail("it was stopped")
+        client.close()  # the others wait for this peer to come back
         raise
     except Exception as error:
         log.exception("peer %s cannot go on", name)
