@@ -100,7 +100,7 @@ def test_a_stream_torn_at_any_byte_is_read_up_to_its_last_whole_batch(tmp_path: 
     path = stream_path(tmp_path, 0)
     whole = path.read_bytes()
     seen = set()
-    for size in range(0, len(whole), 17):
+    for size in (*range(0, len(whole), 17), len(whole)):
         path.write_bytes(whole[:size])
         back = [row for row, _ in read(tmp_path)]
         assert len(back) % 2 == 0
