@@ -176,7 +176,8 @@ def test_a_peer_that_fails_ends_the_run_for_everybody(meet: Meet, background) ->
     a, b, c = (peer(name) for name in "abc")
     for each in (a, b, c):
         each.join(data())
-    waiting = [background(exchange, x, name, START, settings) for x, name in ((a, "a"), (b, "b"))]
+    ids = settings.layout(SAMPLES).batch(a.order(0), 0)
+    waiting = [background(x.exchange, START, ids, prediction(name, START, 4)) for x, name in ((a, "a"), (b, "b"))]
     c.fail("no memory left")
     for each in waiting:
         with pytest.raises(RunFailedError, match="peer c failed: no memory left"):
