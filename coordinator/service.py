@@ -141,26 +141,31 @@ class CoordinatorService(CoordinatorServicer):
 
     async def Exchange(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
         """One peer process's stream."""
+        if self.over.done():
+            await _abort(context, self.over.result() or ProtocolError("the run is over"))
         self._last_id += 1
         identity, connection = self._last_id, _Connection()
         self._connections[identity] = connection
-        tasks = {asyncio.create_task(self._read(identity, context)), asyncio.create_task(connection.write(context))}
+        reader = asyncio.create_task(self._read(identity, context))
+        writer = asyncio.create_task(connection.write(context))
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-            if connection.ended:  # let the writer send what is left
-                await asyncio.wait(tasks, timeout=1, return_when=asyncio.ALL_COMPLETED)
         except EntangledError as error:
             connection.error = error
+            connection.outgoing.clear()
             log.warning("refused %s: %s", context.peer(), error)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             del self._connections[identity]
             self._archives.pop(identity, None)
             self._handle(Disconnected(identity))
+            reader.cancel()
+            connection.end()
+            # Let the writer send what is left. Were it cancelled in a write, gRPC could not send the status after it.
+            await asyncio.wait({writer}, timeout=1)
+            writer.cancel()
+            await asyncio.gather(reader, writer, return_exceptions=True)
         if connection.error is not None:
             await _abort(context, connection.error)
 

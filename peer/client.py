@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import time
@@ -42,6 +43,9 @@ RETRY_SECONDS = 0.2
 ROUND_TRIP_SECONDS = 60.0
 """How long a reply that waits for nobody else may take."""
 
+LEAVE_SECONDS = 5.0
+"""How long a goodbye may take."""
+
 
 class CoordinatorClient:
     """`peer.exchange.Exchange` over one stream to a coordinator.
@@ -65,6 +69,7 @@ class CoordinatorClient:
         self._instance = uuid.uuid4().hex
         self._loop = uvloop.new_event_loop()
         self._call: Any = None
+        self._end: asyncio.Future[EntangledError] = self._loop.create_future()
         self._fingerprint: Fingerprint | None = None
         self._layout = Layout(samples=1, batch_size=1, epochs=1)
         self._durable = 0
@@ -114,7 +119,8 @@ class CoordinatorClient:
 
     def finish(self, values: dict[str, float]) -> None:
         """See `peer.exchange.Exchange.finish`."""
-        self.settle(self._layout.positions)
+        if self._unsettled:
+            self.settle(self._unsettled[-1][0] + 1)
         self._run(self._persistently(lambda: self._finish(values)))
         self.close()
 
@@ -123,7 +129,7 @@ class CoordinatorClient:
         try:
             if self._call is not None and not self._call.done():
                 self._run(self._leave(reason))
-        except (EntangledError, TimeoutError, RuntimeError):
+        except (EntangledError, RuntimeError):
             pass  # the coordinator is gone, or knows already
         self.close()
 
@@ -171,7 +177,8 @@ class CoordinatorClient:
     async def _join(self) -> int:
         if self._fingerprint is None:
             raise ProtocolError("join before anything else")
-        self._call = self._stub.Exchange(wait_for_ready=True)
+        self._call, self._end = self._stub.Exchange(wait_for_ready=True), self._loop.create_future()
+        self._call.add_done_callback(functools.partial(_note_end, self._end))
         join = pb.Join(
             protocol_version=PROTOCOL_VERSION,
             peer=self.peer,
@@ -179,9 +186,12 @@ class CoordinatorClient:
             origin=f"{socket.gethostname()} process {os.getpid()}",
             fingerprint=codec.encode_fingerprint(self._fingerprint),
         )
-        await self._write(pb.PeerMessage(join=join))
-        async with asyncio.timeout(ROUND_TRIP_SECONDS):
-            message = await self._read()
+        try:
+            async with asyncio.timeout(ROUND_TRIP_SECONDS):
+                await self._write(pb.PeerMessage(join=join))
+                message = await self._read()
+        except TimeoutError:
+            raise UnreachableError(f"the coordinator at {self.address} does not answer") from None
         if message.WhichOneof("kind") != "welcome":
             raise ProtocolError("the coordinator did not welcome", expected="welcome", got=str(message))
         if message.welcome.run_id != self.run_id:
@@ -226,14 +236,18 @@ class CoordinatorClient:
     async def _leave(self, reason: str) -> None:
         """Say goodbye and wait until the coordinator has heard it, which is when it ends the stream."""
         await self._write(pb.PeerMessage(leave=pb.Leave(failure=reason)))
-        async with asyncio.timeout(5.0):
-            try:
+        try:
+            async with asyncio.timeout(LEAVE_SECONDS):
                 while await self._call.read() is not grpc.aio.EOF:
                     pass
-            except grpc.aio.AioRpcError as error:
-                raise _raised(error) from None
+        except grpc.aio.AioRpcError:
+            raise await self._why() from None
+        except TimeoutError:
+            raise UnreachableError(f"the coordinator at {self.address} has not heard the goodbye") from None
 
     async def _write(self, message: pb.PeerMessage) -> None:
+        if self._call is None:
+            raise ProtocolError("join before anything else", expected="join", got=str(message.WhichOneof("kind")))
         try:
             await self._call.write(message)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -242,8 +256,8 @@ class CoordinatorClient:
     async def _read(self) -> pb.CoordinatorMessage:
         try:
             message = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise _raised(error) from None
+        except grpc.aio.AioRpcError:
+            raise await self._why() from None
         if message is grpc.aio.EOF:
             raise await self._why()
         if message.WhichOneof("kind") == "durable":
@@ -254,10 +268,34 @@ class CoordinatorClient:
 
     async def _why(self) -> EntangledError:
         """Why the stream has ended."""
-        code, details = await self._call.code(), await self._call.details()
-        if code is grpc.StatusCode.OK:
-            return UnreachableError("the coordinator has ended the stream")
-        return from_status(code, details or "", await self._call.trailing_metadata() or ())
+        try:
+            async with asyncio.timeout(1.0):
+                return await asyncio.shield(self._end)
+        except TimeoutError:
+            return UnreachableError(f"the stream to {self.address} broke off")
+
+
+def _note_end(end: asyncio.Future[EntangledError], call: Any) -> None:
+    """Keep the stream's status as soon as it is there.
+
+    A write that meets the end of a stream puts its own INTERNAL in the place of the coordinator's status, before or
+    after that came. These coroutines have nothing to wait for any more.
+    """
+    code, details, trailing = _result(call.code()), _result(call.details()), _result(call.trailing_metadata())
+    if end.done() or (code is grpc.StatusCode.INTERNAL and details == "Internal error from Core"):
+        return
+    if code is grpc.StatusCode.OK:
+        end.set_result(UnreachableError("the coordinator has ended the stream"))
+    else:
+        end.set_result(from_status(code, details or "", trailing or ()))
+
+
+def _result(done: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        done.send(None)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("the call is not done")
 
 
 def _raised(error: grpc.aio.AioRpcError) -> EntangledError:

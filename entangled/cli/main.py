@@ -27,7 +27,7 @@ def main() -> None:
     """Run the command line: 1 and one line on an error, no stack trace."""
     try:
         app()
-    except (EntangledError, BrokenPipeError) as error:
+    except (EntangledError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
 
