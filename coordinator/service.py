@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from coordinator.session import (
     Answer,
@@ -226,7 +227,7 @@ class CoordinatorService(CoordinatorServicer):
 
     async def _read(self, identity: int, context: Any) -> None:
         connection = self._connections[identity]
-        while not connection.ended and (message := await context.read()) is not grpc.aio.EOF:
+        while not connection.ended and (message := await _next(context)) is not grpc.aio.EOF:
             codec.refuse_unknown(message)
             self._handle(_event(identity, message))
 
@@ -268,6 +269,13 @@ class CoordinatorService(CoordinatorServicer):
             self.over.set_result(error)
         for connection in self._connections.values():
             connection.end(error)
+
+
+async def _next(context: Any) -> Any:
+    try:
+        return await context.read()
+    except DecodeError as error:
+        raise ProtocolError(f"a message cannot be read: {error}") from None
 
 
 async def _abort(context: Any, error: EntangledError) -> None:
