@@ -44,6 +44,9 @@ OPTIONS = [
     ("grpc.http2.max_ping_strikes", 0),
 ]
 
+FAREWELL_SECONDS = 2.0
+"""How long a run that failed says so to peers that come back."""
+
 
 async def serve(experiment: Experiment, listen: str, run: Path) -> None:
     """Coordinate one run, from the first peer to the last goodbye; one that was interrupted goes on.
@@ -74,13 +77,21 @@ async def serve(experiment: Experiment, listen: str, run: Path) -> None:
     log.info("coordinating %s for %s on %s", experiment.name, ", ".join(experiment.peer_names), listen)
     if session.complete:
         log.info("going on after %d of %d exchanges", session.complete, service.activity().total)
+    stopped: list[int] = []
+
+    def stop(number: int) -> None:
+        stopped.append(number)
+        service.fail(RunFailedError("the coordinator was stopped"))
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: service.fail(RunFailedError("the coordinator was stopped")))
+        loop.add_signal_handler(number, stop, number)
     ticking = asyncio.create_task(service.tick())
     try:
         error = await service.over
         await asyncio.to_thread(recorder.close, finished=error is None)
         if error is not None:
+            if not stopped:  # a peer that missed why its stream ended asks again
+                await asyncio.sleep(FAREWELL_SECONDS)
             raise error
         if not folder.finished:
             atomic.write_json(run / "summary.json", _summary(session, recorder, folder))

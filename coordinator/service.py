@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from coordinator.archive import Archive
 from coordinator.events import (
@@ -232,7 +233,7 @@ class CoordinatorService(CoordinatorServicer):
 
     async def _read(self, identity: int, context: Any) -> None:
         connection = self._connections[identity]
-        while not connection.ended and (message := await context.read()) is not grpc.aio.EOF:
+        while not connection.ended and (message := await _next(context)) is not grpc.aio.EOF:
             codec.refuse_unknown(message)
             self._handle(_event(identity, message))
 
@@ -294,6 +295,13 @@ class CoordinatorService(CoordinatorServicer):
             self.over.set_result(error)
         for connection in self._connections.values():
             connection.end(error)
+
+
+async def _next(context: Any) -> Any:
+    try:
+        return await context.read()
+    except DecodeError as error:
+        raise ProtocolError(f"a message cannot be read: {error}") from None
 
 
 async def _abort(context: Any, error: EntangledError) -> None:

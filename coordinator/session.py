@@ -56,6 +56,13 @@ ones are answered from the log."""
 WINDOW = 512
 """Exchanges that may be answered before they are on disk; less where predictions are large."""
 
+MAX_SAMPLES = 2**27
+"""Of one data set: an epoch's order is held in memory, 8 bytes a sample."""
+
+MAX_METRICS = 64
+"""Names of metrics that a peer may use in all, and characters in each."""
+
+
 LINGER = 10.0
 """Seconds that a coordinator which came back waits for peers that are done but may not know it."""
 
@@ -226,6 +233,12 @@ class Session:
     def _adopt(self, announced: Fingerprint) -> list[Effect]:
         """The first peer's data set is the run's; every other one must be the same (guarantee 1)."""
         if self.fingerprint is None:
+            if announced.samples > MAX_SAMPLES:
+                raise AlignmentError(
+                    "the data set has too many samples", expected=f"at most {MAX_SAMPLES}", got=str(announced.samples)
+                )
+            if announced.classes < 2:
+                raise AlignmentError("the data set needs at least two classes", got=str(announced))
             ids = np.arange(announced.samples, dtype=np.int64)
             if announced.samples == 0 or fingerprint(ids, announced.classes).ids_digest != announced.ids_digest:
                 raise AlignmentError(
@@ -406,8 +419,14 @@ class Session:
 
     def _metrics(self, event: MetricsArrived, now: float) -> list[Effect]:
         member = self._member(event.connection)
-        member.position = event.position
-        member.values = {**member.values, **event.values}
+        values = {**member.values, **event.values}
+        if len(values) > MAX_METRICS or any(len(name) > MAX_METRICS for name in event.values):
+            raise ProtocolError(
+                f"peer {member.name} sends too many metrics",
+                expected=f"at most {MAX_METRICS} names of {MAX_METRICS} characters",
+                got=str(len(values)),
+            )
+        member.position, member.values = event.position, values
         if event.final:
             if not self._trained():
                 raise ProtocolError(f"peer {member.name} sends final metrics before the run's last batch")

@@ -17,7 +17,7 @@ STATUS: dict[type[EntangledError], grpc.StatusCode] = {
     errors.AlignmentError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PredictionError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.MembershipError: grpc.StatusCode.PERMISSION_DENIED,
-    errors.ProtocolError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ProtocolError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PatienceError: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.RunFailedError: grpc.StatusCode.ABORTED,
     errors.LogError: grpc.StatusCode.DATA_LOSS,

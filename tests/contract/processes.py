@@ -24,7 +24,8 @@ DEADLINE = 60.0
 """Seconds after which what hangs fails; nothing waits for so long when all is well."""
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["__main__", "coordinator.server", "peer.client"])
+# pandas, because pyarrow imports it at its first array, where there is one; it takes a second.
+FORKS.set_forkserver_preload(["__main__", "coordinator.server", "peer.client", "pandas"])
 
 
 class LiveCoordinator:

@@ -18,7 +18,11 @@ from entangled.v1 import exchange_pb2 as pb
 from tests.support import SAMPLES, data, prediction
 
 METHOD = "/entangled.v1.Coordinator/Exchange"
-OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+]
 
 
 def channel_to(address: str) -> Any:
@@ -93,6 +97,7 @@ class RawPeer:
         """Send the last metrics and say goodbye; returns when the coordinator has ended the stream with OK."""
         self.send(final(experiment), pb.PeerMessage(leave=pb.Leave()))
         self.received += self._call
+        self._channel.close()
 
     def refused(self) -> EntangledError:
         """Wait for the end of the stream, which must be an error; what the coordinator says."""
@@ -100,7 +105,9 @@ class RawPeer:
             self.received += self._call
         code = self._call.code()
         assert code is not grpc.StatusCode.OK, "the stream ended well"
-        return from_status(code, self._call.details() or "", self._call.trailing_metadata() or ())
+        refusal = from_status(code, self._call.details() or "", self._call.trailing_metadata() or ())
+        self._channel.close()
+        return refusal
 
     def soft_targets(self) -> int:
         """How many soft targets, and with them weights, ever came on this stream."""

@@ -47,7 +47,7 @@ def refusal(*overrides: str) -> str:
         ("peers.linear.treads=1", "`peers.linear.treads` is not known here; did you mean `threads`?"),
         (
             "xyzzy=1",
-            "`xyzzy` is not known here; valid: batch_size, checkpoint, description, epochs, exchange, name, peers, seed",
+            "`xyzzy` is not known here; valid: batch_size, checkpoint, description, epochs, exchange, name, peers, ",
         ),
     ],
 )
