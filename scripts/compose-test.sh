@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 LIMIT_MB=300 # that the coordinator's image may add to its base
+BUILD_SECONDS=1800
 RUN_SECONDS=600
 HEALTHY_SECONDS=120
 
@@ -33,7 +34,7 @@ runs_owner=$(stat -c %u:%g runs 2>/dev/null || true)
 experiment=smoke run=
 
 compose() {
-  timeout "$RUN_SECONDS" env UID="$user" GID="$group" EXPERIMENT="$experiment" RUN="$run" \
+  timeout "$([ "$1" = build ] && echo "$BUILD_SECONDS" || echo "$RUN_SECONDS")" env UID="$user" GID="$group" EXPERIMENT="$experiment" RUN="$run" \
     COMPOSE_PROJECT_NAME=entangled-test "${COMPOSE[@]}" "$@"
 }
 container() { compose ps -aq "$1"; }
