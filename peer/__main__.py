@@ -21,8 +21,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def peer(
-    name: Annotated[str, typer.Argument(help="This peer's name in the experiment, e.g. cnn.")],
-    coordinator: Annotated[str, typer.Option(help="host:port, or unix:PATH.")] = "127.0.0.1:50051",
+    name: Annotated[str, typer.Argument(help="This peer's name in the experiment, e.g. cnn.", envvar="ENTANGLED_PEER")],
+    coordinator: Annotated[str, typer.Option(help="host:port, or unix:PATH.", envvar="ENTANGLED_COORDINATOR")] = (
+        "127.0.0.1:50051"
+    ),
     run_dir: Annotated[Path, typer.Option(help="The run's folder; this peer writes to peers/NAME in it.")] = Path(
         "runs/peer"
     ),
