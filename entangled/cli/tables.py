@@ -1,0 +1,59 @@
+"""How the command line prints: aligned columns for people, JSON for programs, notes beside both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import typer
+
+
+def show(columns: Mapping[str, Sequence[object]]) -> None:
+    """Print columns of equal length under their headings, numbers to the right.
+
+    Nothing is wrapped or cut, so that other programs can read it.
+    """
+    printed = [_column(heading, values) for heading, values in columns.items()]
+    for cells in zip(*printed, strict=True):
+        typer.echo("  ".join(cells).rstrip())
+
+
+def show_json(value: Any) -> None:
+    """Print one JSON document."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def noter() -> Callable[[str], None]:
+    """Something that prints each note once, on standard error."""
+    seen: set[str] = set()
+
+    def note(text: str) -> None:
+        if text not in seen:
+            seen.add(text)
+            typer.echo(f"note: {text}", err=True)
+
+    return note
+
+
+def percent(share: float) -> str:
+    """A share of 1 as a percentage."""
+    return f"{share:.2%}"
+
+
+def decimals(value: float) -> str:
+    """A number to four decimals."""
+    return f"{value:.4f}"
+
+
+def span(first: float, last: float) -> str:
+    """Two numbers as a range, or as one where they are the same."""
+    return decimals(first) if first == last else f"{decimals(first)}…{decimals(last)}"
+
+
+def _column(heading: str, values: Sequence[object]) -> list[str]:
+    cells = ["–" if value is None else str(value) for value in values]
+    width = max(map(len, [heading, *cells]))
+    if all(cell[0] in "–-0123456789" for cell in cells if cell):
+        return [cell.rjust(width) for cell in [heading, *cells]]
+    return [cell.ljust(width) for cell in [heading, *cells]]
