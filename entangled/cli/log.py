@@ -48,3 +48,26 @@ def summary(folder: RunFolder, as_json: Json = False) -> None:
             "bytes": [line.bytes for line in lines],
         }
     )
+
+
+@app.command()
+def verify(folder: RunFolder, as_json: Json = False) -> None:
+    """Prove the log: complete, in order, unchanged, aligned, on schedule. Exit 1 on the first fault, naming its place.
+
+    Proven are: every position and peer, in order; the sample ids, against the experiment's sample order; the batch
+    digests; λ, against the schedule; every row's validity; the hash chain, from experiment.toml to summary.json.
+    """
+    from entangled.log.reader import open_run
+    from entangled.log.verify import verify as prove
+
+    run = open_run(folder)
+    verdict = prove(run, noter())
+    if as_json:
+        show_json(asdict(verdict))
+    elif verdict.fault is None:
+        state = "complete and " if verdict.finished else ""
+        typer.echo(f"{folder}: {verdict.exchanges} of {verdict.of} exchanges, {state}without fault")
+    else:
+        typer.echo(f"fault: {verdict.fault}", err=True)
+    if verdict.fault is not None:
+        raise typer.Exit(1)

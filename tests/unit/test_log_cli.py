@@ -10,7 +10,9 @@ from typer.testing import CliRunner, Result
 
 from entangled.cli.main import app
 from entangled.errors import EntangledError
+from entangled.exchange_log import partition_path
 from tests import logs
+from tests.damage import put_together, take_apart
 
 RUNNER = CliRunner()
 
@@ -64,6 +66,33 @@ def test_summary(run: Path) -> None:
         assert row["bytes"] == str(line["bytes"])
 
 
+def test_verify(run: Path, killed: Path, tmp_path: Path) -> None:
+    result = log("verify", run)
+    assert (result.exit_code, result.stdout) == (0, f"{run}: 6 of 6 exchanges, complete and without fault\n")
+    assert from_json("verify", run) == {"exchanges": 6, "of": 6, "finished": True, "fault": None}
+    result = log("verify", killed)
+    assert (result.exit_code, result.stdout) == (0, f"{killed}: 4 of 6 exchanges, without fault\n")
+    assert "cannot be proven" in result.stderr
+
+    logs.finished(tmp_path)
+    path = partition_path(tmp_path, 1)
+    rows = take_apart(tmp_path)[path]
+    put_together({path: [*rows[:3], {**rows[3], "weight": 0.25}, *rows[4:]]})
+    result = log("verify", tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr == f"fault: {path}: epoch 1 step 1 peer b: λ is not the schedule's (expected 0.5; got 0.25)\n"
+    result = log("verify", tmp_path, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["fault"] == {
+        "file": str(path),
+        "position": [1, 1],
+        "peer": "b",
+        "what": "λ is not the schedule's",
+        "expected": "0.5",
+        "got": "0.25",
+    }
+
+
 def test_a_killed_run_is_read_to_its_last_whole_record_with_a_note(killed: Path) -> None:
     result = log("summary", killed)
     assert result.exit_code == 0
@@ -74,7 +103,7 @@ def test_a_killed_run_is_read_to_its_last_whole_record_with_a_note(killed: Path)
 
 
 def test_no_run_is_one_error(tmp_path: Path) -> None:
-    for command in ("summary",):
+    for command in ("summary", "verify"):
         result = log(command, tmp_path)
         assert result.exit_code == 1
         assert str(result.exception) == f"{tmp_path} is not a run's folder: it has no experiment.toml"
