@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from entangled.cli.tables import decimals, noter, percent, show, show_json, span
+from entangled.cli.tables import decimals, guessed, noter, percent, show, show_json, span
+from entangled.errors import EntangledError
 
 app = typer.Typer(
     help="Look into a run's log of exchanged predictions, and prove it. No command changes the run.",
@@ -50,6 +51,103 @@ def summary(folder: RunFolder, as_json: Json = False) -> None:
     )
 
 
+@app.command(name="show")
+def show_exchange(
+    folder: RunFolder,
+    epoch: Annotated[int, typer.Option(help="Counted from 0.")],
+    step: Annotated[int, typer.Option(help="Counted from 0, in the epoch.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes of each distribution to show.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """One exchange: every peer's prediction for each sample, its soft target, λ, and the label if it is known.
+
+    Distributions are shown by their most probable classes; the JSON has them whole. Example: `entangled log show runs/x
+    --epoch 3 --step 10`.
+    """
+    from entangled.alignment import Position
+    from entangled.log import reports
+    from entangled.log.reader import exchange_at, open_run
+    from entangled.log.samples import labels
+
+    run, note = open_run(folder), noter()
+    found = exchange_at(run, Position(epoch, step), note)
+    report = reports.exchange(run, found, labels(run, note))
+    if as_json:
+        show_json(report)
+        return
+    samples = report["samples"]
+    typer.echo(f"{found.position} (index {found.index}), {len(samples)} samples, λ {decimals(found.weight)}")
+    columns = {"sample": [s["id"] for s in samples], "label": [s["label"] for s in samples]}
+    for peer in run.peers:
+        columns[peer] = [guessed(s["peers"][peer]["prediction"], top) for s in samples]
+        columns[f"{peer}'s soft target"] = [guessed(s["peers"][peer]["soft_target"], top) for s in samples]
+    show(columns)
+
+
+@app.command()
+def sample(
+    folder: RunFolder,
+    sample_id: Annotated[int, typer.Option("--id", help="The sample's id.")],
+    as_json: Json = False,
+) -> None:
+    """One sample through the epochs: what each peer took it for and with what probability, and its label if known.
+
+    Example: `entangled log sample runs/x --id 4711`.
+    """
+    from entangled.log import reports
+    from entangled.log.reader import open_run
+    from entangled.log.samples import labels
+
+    run, note = open_run(folder), noter()
+    report = reports.sample(run, sample_id, labels(run, note), note)
+    if as_json:
+        show_json(report)
+        return
+    typer.echo(f"sample {sample_id}, label {'not known' if report['label'] is None else report['label']}")
+    seen = report["exchanges"]
+    peers = {peer: [guessed(s["peers"][peer]["prediction"], 1) for s in seen] for peer in run.peers}
+    weights = [decimals(s["weight"]) for s in seen]
+    show({"epoch": [s["epoch"] for s in seen], "step": [s["step"] for s in seen], "λ": weights, **peers})
+
+
+@app.command()
+def disagreements(
+    folder: RunFolder,
+    top: Annotated[int, typer.Option(min=1, help="How many samples.")] = 20,
+    epoch: Annotated[int | None, typer.Option(help="Only this epoch, counted from 0; else the whole run.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the samples, which must be images, to this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The samples on which the peers differ most, by Jensen-Shannon divergence in nats, averaged over their exchanges.
+
+    Each peer's guesses are those of its mean prediction. Example: `entangled log disagreements runs/x --png x.png`.
+    """
+    from entangled.log import reports
+    from entangled.log.reader import open_run
+    from entangled.log.samples import labels, load
+
+    run, note = open_run(folder), noter()
+    _check_epoch(epoch, run.layout.epochs)
+    report = reports.disagreements(run, top, epoch, labels(run, note), note)
+    if png is not None:
+        from entangled.log import pictures
+
+        pictures.contact_sheet(report, load(run), _outside(png, folder))
+        note(f"drawn to {png}")
+    if as_json:
+        show_json(report)
+        return
+    show(
+        {
+            "sample": [r["id"] for r in report],
+            "label": [r["label"] for r in report],
+            "divergence": [decimals(r["divergence"]) for r in report],
+            "exchanges": [r["exchanges"] for r in report],
+            **{peer: [guessed(r["peers"][peer]["prediction"], 2) for r in report] for peer in run.peers},
+        }
+    )
+
+
 @app.command()
 def verify(folder: RunFolder, as_json: Json = False) -> None:
     """Prove the log: complete, in order, unchanged, aligned, on schedule. Exit 1 on the first fault, naming its place.
@@ -71,3 +169,15 @@ def verify(folder: RunFolder, as_json: Json = False) -> None:
         typer.echo(f"fault: {verdict.fault}", err=True)
     if verdict.fault is not None:
         raise typer.Exit(1)
+
+
+def _check_epoch(epoch: int | None, epochs: int) -> None:
+    if epoch is not None and not 0 <= epoch < epochs:
+        raise EntangledError("the run has no such epoch", expected=f"0 … {epochs - 1}", got=str(epoch))
+
+
+def _outside(target: Path, run: Path) -> Path:
+    """`target`, if it does not lie in the run's folder, which no command of these changes."""
+    if target.resolve().is_relative_to(run.resolve()):
+        raise EntangledError(f"{target} lies in the run's folder, which is only read; choose another place")
+    return target

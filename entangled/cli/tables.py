@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -51,9 +52,19 @@ def span(first: float, last: float) -> str:
     return decimals(first) if first == last else f"{decimals(first)}…{decimals(last)}"
 
 
+def guessed(prediction: Sequence[float], count: int) -> str:
+    """A distribution's most probable classes.
+
+    >>> guessed([0.0, 0.125, 0.875], 2)
+    '2 87.5%, 1 12.5%'
+    """
+    order = sorted(range(len(prediction)), key=lambda i: -prediction[i])[:count]
+    return ", ".join(f"{i} {prediction[i]:.1%}" for i in order)
+
+
 def _column(heading: str, values: Sequence[object]) -> list[str]:
     cells = ["–" if value is None else str(value) for value in values]
     width = max(map(len, [heading, *cells]))
-    if all(cell[0] in "–-0123456789" for cell in cells if cell):
+    if all(re.fullmatch(r"–|-?[\d.…%]+", cell) for cell in cells):
         return [cell.rjust(width) for cell in [heading, *cells]]
     return [cell.ljust(width) for cell in [heading, *cells]]

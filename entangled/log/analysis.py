@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from entangled.alignment import Position
 from entangled.distribution import agreement, soft_targets
 from entangled.log.block import Block
 
@@ -182,18 +183,6 @@ def summarise(blocks: Iterable[Block], peers: Sequence[str]) -> Iterator[PeerEpo
         yield from sums.result(peers)
 
 
-@dataclass(frozen=True)
-class Disagreement:
-    """One sample, over the exchanges that were looked at."""
-
-    sample_id: int
-    divergence: float
-    """The mean Jensen-Shannon divergence of the peers' predictions."""
-    exchanges: int
-    predictions: Floats
-    """Each peer's mean prediction, `(peers, classes)`."""
-
-
 def divergences(blocks: Iterable[Block], samples: int) -> tuple[Floats, npt.NDArray[np.int64]]:
     """For each sample, the mean Jensen-Shannon divergence (nan if never seen), and the number of its exchanges."""
     sums, counts = np.zeros(samples), np.zeros(samples, np.int64)
@@ -222,3 +211,21 @@ def mean_predictions(blocks: Iterable[Block], sample_ids: Collection[int], peers
         np.add.at(counts, places, 1)
     means = sums / np.maximum(counts, 1)[:, None, None]
     return means[np.searchsorted(wanted, np.array(list(sample_ids), np.int64))]
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """One exchange that a sample was in."""
+
+    position: Position
+    weight: float
+    predictions: npt.NDArray[np.float32]
+    """Each peer's prediction for the sample, `(peers, classes)`."""
+
+
+def sightings(blocks: Iterable[Block], sample_id: int) -> Iterator[Sighting]:
+    """The exchanges that a sample was in, in order."""
+    for block in blocks:
+        for exchange, row in np.argwhere(block.sample_ids == sample_id).tolist():
+            position = Position(block.epoch, int(block.steps[exchange]))
+            yield Sighting(position, float(block.weights[exchange]), block.predictions[exchange, :, row])

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from entangled.alignment import Layout
+from entangled.alignment import Layout, Position
 from entangled.errors import LogError
 from entangled.exchange_log import partitions, read_batches
 from entangled.experiment import Experiment
@@ -121,6 +121,23 @@ def blocks(run: Run, note: Note = ignore, epochs: Collection[int] | None = None,
             for block in _blocks(run, epoch, path, read_batches(path, note)):
                 if block.indexes[-1] > after:
                     yield _behind(block, after)
+
+
+def exchange_at(run: Run, position: Position, note: Note = ignore) -> Exchange:
+    """The exchange at a position.
+
+    Raises:
+        LogError: the log has none there.
+    """
+    layout = run.layout
+    if not (0 <= position.epoch < layout.epochs and 0 <= position.step < layout.steps_per_epoch):
+        expected = f"epochs 0 … {layout.epochs - 1}, steps 0 … {layout.steps_per_epoch - 1}"
+        raise LogError("the run has no such exchange", expected=expected, got=str(position))
+    index = layout.index(position)
+    for exchange in exchanges(run, note, [position.epoch], after=index - 1):
+        if exchange.index == index:
+            return exchange
+    raise LogError(f"the log has no exchange at {position}{'' if run.summary else ': the run is not finished'}")
 
 
 def last(run: Run, count: int, note: Note = ignore) -> list[Exchange]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+from matplotlib import image
 from typer.testing import CliRunner, Result
 
+from entangled.alignment import Position
 from entangled.cli.main import app
 from entangled.errors import EntangledError
 from entangled.exchange_log import partition_path
+from entangled.log import reader
 from tests import logs
 from tests.damage import put_together, take_apart
 
@@ -66,6 +70,105 @@ def test_summary(run: Path) -> None:
         assert row["bytes"] == str(line["bytes"])
 
 
+def guess(prediction: list[float]) -> str:
+    best = max(range(len(prediction)), key=prediction.__getitem__)
+    return f"{best} {prediction[best]:.1%}"
+
+
+def test_show(run: Path) -> None:
+    report = from_json("show", run, "--epoch", 1, "--step", 2)
+    (exchange,) = list(reader.exchanges(reader.open_run(run), after=4))
+    assert (report["epoch"], report["step"], report["index"], report["weight"]) == (1, 2, 5, 0.5)
+    assert [s["id"] for s in report["samples"]] == exchange.sample_ids.tolist()
+    assert [s["label"] for s in report["samples"]] == [i % 3 for i in exchange.sample_ids.tolist()]
+    for row, sample in enumerate(report["samples"]):
+        assert sample["peers"]["a"]["prediction"] == exchange.predictions[0, row].tolist()
+        assert sample["peers"]["a"]["soft_target"] == exchange.predictions[1, row].tolist()
+    result = log("show", run, "--epoch", 1, "--step", 2, "--top", 1)
+    first, headings, *rows = result.stdout.splitlines()
+    assert first == "epoch 1 step 2 (index 5), 2 samples, λ 0.5000"
+    assert headings.split("  ")[0] == "sample"
+    assert len(rows) == 2
+    assert guess(report["samples"][0]["peers"]["b"]["prediction"]) in rows[0]
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(2, 0), (0, 3), (0, -1)])
+def test_an_exchange_that_the_run_does_not_have(run: Path, epoch: int, step: int) -> None:
+    result = log("show", run, "--epoch", epoch, "--step", step)
+    assert result.exit_code == 1
+    assert "the run has no such exchange (expected epochs 0 … 1, steps 0 … 2" in str(result.exception)
+
+
+def test_an_exchange_that_the_log_does_not_have_yet(killed: Path) -> None:
+    result = log("show", killed, "--epoch", 1, "--step", 2)
+    assert str(result.exception) == "the log has no exchange at epoch 1 step 2: the run is not finished"
+
+
+def test_sample(run: Path) -> None:
+    report = from_json("sample", run, "--id", 7)
+    assert (report["id"], report["label"]) == (7, 1)
+    for seen in report["exchanges"]:
+        exchange = reader.exchange_at(reader.open_run(run), Position(seen["epoch"], seen["step"]))
+        row = exchange.sample_ids.tolist().index(7)
+        assert [seen["peers"][p]["prediction"] for p in "ab"] == exchange.predictions[:, row].tolist()
+    assert [seen["epoch"] for seen in report["exchanges"]] == [0, 1]
+    result = log("sample", run, "--id", 7)
+    assert result.stdout.splitlines()[0] == "sample 7, label 1"
+    for line, seen in zip(result.stdout.splitlines()[2:], report["exchanges"], strict=True):
+        assert all(guess(seen["peers"][p]["prediction"]) in line for p in "ab")
+    assert "expected ids 0 … 9; got 10" in str(log("sample", run, "--id", 10).exception)
+
+
+def test_disagreements(run: Path) -> None:
+    rows, report = table("disagreements", run, "--top", 4), from_json("disagreements", run, "--top", 4)
+    assert [r["sample"] for r in rows] == [str(r["id"]) for r in report]
+    assert [r["divergence"] for r in report] == sorted((r["divergence"] for r in report), reverse=True)
+    assert [r["exchanges"] for r in report] == [2] * 4
+    (one,) = from_json("disagreements", run, "--top", 1, "--epoch", 1)
+    (seen,) = [s for s in from_json("sample", run, "--id", one["id"])["exchanges"] if s["epoch"] == 1]
+    for peer in "ab":
+        assert one["peers"][peer]["prediction"] == pytest.approx(seen["peers"][peer]["prediction"])
+    assert "expected 0 … 1; got 2" in str(log("disagreements", run, "--epoch", 2).exception)
+
+
+def test_disagreements_are_drawn(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = tmp_path / "sheet.png"
+    result = log("disagreements", run, "--top", 7, "--png", drawn)
+    assert result.exit_code == 0, result.output
+    assert image.imread(drawn).shape[0] > 100
+    result = log("disagreements", run, "--png", run / "sheet.png")
+    assert "lies in the run's folder" in str(result.exception)
+    assert not (run / "sheet.png").exists()
+    assert "cannot write" in str(log("disagreements", run, "--png", tmp_path / "no" / "x.png").exception)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = log("disagreements", run, "--png", drawn)
+    assert str(result.exception) == "matplotlib is missing: pip install 'entangled[log]'"
+
+
+def test_labels_that_cannot_be_had_are_left_out_with_a_note(tmp_path: Path) -> None:
+    run = logs.finished(tmp_path, logs.experiment(exchange={"data": "npz:nowhere.npz"}))
+    result = log("sample", run, "--id", 7)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0] == "sample 7, label not known"
+    assert "note: no labels: cannot read nowhere.npz" in result.stderr
+    assert {r["label"] for r in from_json("disagreements", run)} == {None}
+    assert "cannot read nowhere.npz" in str(log("disagreements", run, "--png", tmp_path.parent / "x.png").exception)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("tests.logs:digits[:9]", "is not the data that the run was made with"),
+        ("tests.logs:experiment", "cannot be loaded: ValueError"),
+    ],
+)
+def test_data_that_is_not_the_runs_gives_no_labels(tmp_path: Path, data: str, said: str) -> None:
+    run = logs.finished(tmp_path, logs.experiment(exchange={"data": data}))
+    result = log("sample", run, "--id", 7)
+    assert result.stdout.splitlines()[0] == "sample 7, label not known"
+    assert said in result.stderr
+
+
 def test_verify(run: Path, killed: Path, tmp_path: Path) -> None:
     result = log("verify", run)
     assert (result.exit_code, result.stdout) == (0, f"{run}: 6 of 6 exchanges, complete and without fault\n")
@@ -103,7 +206,13 @@ def test_a_killed_run_is_read_to_its_last_whole_record_with_a_note(killed: Path)
 
 
 def test_no_run_is_one_error(tmp_path: Path) -> None:
-    for command in ("summary", "verify"):
-        result = log(command, tmp_path)
+    for command in (
+        ["summary"],
+        ["show", "--epoch", 0, "--step", 0],
+        ["sample", "--id", 0],
+        ["disagreements"],
+        ["verify"],
+    ):
+        result = log(*command, tmp_path)
         assert result.exit_code == 1
         assert str(result.exception) == f"{tmp_path} is not a run's folder: it has no experiment.toml"
