@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from entangled.cli.tables import decimals, guessed, noter, percent, show, show_json, span
 from entangled.errors import EntangledError
+
+if TYPE_CHECKING:
+    from entangled.log.block import Exchange
+    from entangled.log.reader import Run
 
 app = typer.Typer(
     help="Look into a run's log of exchanged predictions, and prove it. No command changes the run.",
@@ -149,6 +154,60 @@ def disagreements(
 
 
 @app.command()
+def plot(
+    folder: RunFolder,
+    target: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="The PNG file [default: ./RUN-log.png]", show_default=False)
+    ] = None,
+) -> None:
+    """Draw λ, agreement, KL, entropy and training accuracy over the epochs, for every peer and pair of peers.
+
+    Example: `entangled log plot runs/x`.
+    """
+    from entangled.log import pictures
+    from entangled.log.analysis import course
+    from entangled.log.reader import accuracies, blocks, open_run
+
+    run, note = open_run(folder), noter()
+    out = _outside(target or Path(f"{folder.resolve().name}-log.png"), folder)
+    pictures.course(run, course(blocks(run, note), len(run.peers), run.layout), accuracies(run, note), out)
+    typer.echo(f"drawn to {out}")
+
+
+@app.command()
+def tail(
+    folder: RunFolder,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is finished, or Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("-n", min=1, help="How many exchanges to begin with.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per line.")] = False,
+) -> None:
+    """The last exchanges, a line each; with --follow live, while the run goes on.
+
+    KL is KL(self‖other) to the soft target, in nats. Example: `entangled log tail runs/x --follow`.
+    """
+    import time
+
+    from entangled.log import reader
+
+    def pause() -> None:
+        time.sleep(0.2)
+
+    try:
+        while follow and folder.exists() and not reader.started(folder):
+            pause()
+        run = reader.open_run(folder)
+        index = -1
+        for exchange in reader.last(run, lines, reader.ignore if follow else noter()):
+            _print_line(run, exchange, as_json)
+            index = exchange.index
+        if follow:
+            for exchange in reader.follow(run, index, pause):
+                _print_line(run, exchange, as_json)
+    except KeyboardInterrupt:
+        return
+
+
+@app.command()
 def verify(folder: RunFolder, as_json: Json = False) -> None:
     """Prove the log: complete, in order, unchanged, aligned, on schedule. Exit 1 on the first fault, naming its place.
 
@@ -169,6 +228,21 @@ def verify(folder: RunFolder, as_json: Json = False) -> None:
         typer.echo(f"fault: {verdict.fault}", err=True)
     if verdict.fault is not None:
         raise typer.Exit(1)
+
+
+def _print_line(run: Run, exchange: Exchange, as_json: bool) -> None:
+    from entangled.log import reports
+
+    report = reports.line(run, exchange)
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    peers = [
+        f"{peer}: agreement {percent(said['agreement'])}, KL {decimals(said['kl_self_other'])}, "
+        f"waited {said['wait_ms']:.1f} ms"
+        for peer, said in report["peers"].items()
+    ]
+    typer.echo(f"{report['at'][11:23]}  {exchange.position}  λ {decimals(exchange.weight)}  " + "  ".join(peers))
 
 
 def _check_epoch(epoch: int | None, epochs: int) -> None:

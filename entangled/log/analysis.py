@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from entangled.alignment import Position
+from entangled.alignment import Layout, Position
 from entangled.distribution import agreement, soft_targets
 from entangled.log.block import Block
 
@@ -229,3 +229,43 @@ def sightings(blocks: Iterable[Block], sample_id: int) -> Iterator[Sighting]:
         for exchange, row in np.argwhere(block.sample_ids == sample_id).tolist():
             position = Position(block.epoch, int(block.steps[exchange]))
             yield Sighting(position, float(block.weights[exchange]), block.predictions[exchange, :, row])
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a run went, in equal stretches of it; nan where the log has nothing. `(…, stretches)` everywhere."""
+
+    epochs: Floats
+    """The middle of each stretch, in epochs from the run's beginning."""
+    weight: Floats
+    """λ."""
+    agreement: Floats
+    """`(peers, peers, stretches)`: the share of samples on which two peers agree."""
+    divergence: Floats
+    """`(peers, peers, stretches)`: KL(peer ‖ other peer)."""
+    entropy: Floats
+    """`(peers, stretches)`."""
+
+
+def course(blocks: Iterable[Block], peers: int, layout: Layout, stretches: int = 200) -> Course:
+    """The run in at most `stretches` stretches, each the mean over its samples (λ: over its exchanges)."""
+    stretches = min(stretches, layout.positions)
+    exchanges, samples, weight = np.zeros((3, stretches))
+    entropies = np.zeros((peers, stretches))
+    agreements, divergences = np.zeros((2, peers, peers, stretches))
+    for block in blocks:
+        place = block.indexes * stretches // layout.positions
+        rows = block.sample_ids.shape[1]
+        own = [block.predictions[:, i] for i in range(peers)]
+        top = [p.argmax(axis=-1) for p in own]
+        np.add.at(exchanges, place, 1)
+        np.add.at(samples, place, rows)
+        np.add.at(weight, place, block.weights.astype(np.float64))
+        for i in range(peers):
+            np.add.at(entropies[i], place, entropy(own[i]).sum(axis=1))
+            for j in range(peers):
+                np.add.at(agreements[i, j], place, (top[i] == top[j]).sum(axis=1))
+                np.add.at(divergences[i, j], place, divergence(own[i], own[j]).sum(axis=1))
+    middle = (np.arange(stretches) + 0.5) / stretches * layout.epochs
+    with np.errstate(invalid="ignore"):
+        return Course(middle, weight / exchanges, agreements / samples, divergences / samples, entropies / samples)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
 from entangled.datasets import Dataset
 from entangled.errors import DataError, EntangledError
+from entangled.log.analysis import Course
+from entangled.log.reader import Run
 from entangled.log.reports import Report
 
 COLUMNS = 5
@@ -42,6 +45,42 @@ def contact_sheet(disagreements: Sequence[Report], data: Dataset, target: Path) 
         )
         axes.set_xticks([])
         axes.set_yticks([])
+    _save(figure, target)
+
+
+def course(run: Run, found: Course, accuracies: Mapping[str, Mapping[int, float]], target: Path) -> None:
+    """Draw λ, agreement, KL, entropy and accuracy over the epochs, for every peer and pair.
+
+    Args:
+        run: as opened.
+        found: as `analysis.course` gives it.
+        accuracies: as `reader.accuracies` gives them.
+        target: the PNG file.
+
+    Raises:
+        EntangledError: matplotlib is missing, or the file cannot be written.
+    """
+    figure = _figure(9.0, 12.0)
+    panels: list[Any] = list(figure.subplots(5, 1, sharex=True))
+    weight, agreement, divergence, entropy, accuracy = panels
+    weight.plot(found.epochs, found.weight, color="black")
+    for i, j in combinations(range(len(run.peers)), 2):
+        agreement.plot(found.epochs, found.agreement[i, j], label=f"{run.peers[i]}, {run.peers[j]}")
+    for i, j in permutations(range(len(run.peers)), 2):
+        divergence.plot(found.epochs, found.divergence[i, j], label=f"KL({run.peers[i]} ‖ {run.peers[j]})")
+    for i, peer in enumerate(run.peers):
+        entropy.plot(found.epochs, found.entropy[i], label=peer)
+        values = accuracies[peer]
+        accuracy.plot([epoch + 1 for epoch in values], list(values.values()), marker=".", label=peer)
+    names = ("λ", "agreement", "KL, nats", "entropy, nats", "training accuracy")
+    for axes, name in zip(panels, names, strict=True):
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+        if axes is not weight:
+            axes.legend(fontsize=8)
+    accuracy.set_xlabel("epochs done")
+    accuracy.set_xlim(0, run.layout.epochs)
+    figure.suptitle(f"{run.experiment.name}: {run.folder.resolve().name}")
     _save(figure, target)
 
 

@@ -151,6 +151,23 @@ def last(run: Run, count: int, note: Note = ignore) -> list[Exchange]:
     return list(found)
 
 
+def accuracies(run: Run, note: Note = ignore) -> dict[str, dict[int, float]]:
+    """Each peer's training accuracy by epoch, as far as it is told in `peers/NAME/metrics.jsonl`."""
+    found: dict[str, dict[int, float]] = {}
+    for peer in run.peers:
+        path = run.folder / "peers" / peer / "metrics.jsonl"
+        found[peer] = {}
+        try:
+            for line in path.read_text("utf-8").splitlines():
+                values = json.loads(line)
+                found[peer][int(values["epoch"])] = float(values["accuracy"])
+        except FileNotFoundError:
+            note(f"{path} is missing: the accuracy of peer {peer} is not known here")
+        except (OSError, ValueError, KeyError, TypeError):
+            note(f"{path} can be read only in part: its writer is at work, or was killed")
+    return found
+
+
 def follow(run: Run, after: int, pause: Callable[[], None]) -> Iterator[Exchange]:
     """The exchanges behind index `after`, as they come, until the run is finished.
 

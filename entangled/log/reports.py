@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from entangled.distribution import soft_targets
+from entangled.distribution import agreement, soft_targets
 from entangled.errors import LogError
-from entangled.log.analysis import divergences, mean_predictions, most_divergent, sightings
+from entangled.log.analysis import divergence, divergences, mean_predictions, most_divergent, sightings
 from entangled.log.block import Exchange
 from entangled.log.reader import Note, Run, blocks
 
@@ -69,19 +70,40 @@ def disagreements(run: Run, top: int, epoch: int | None, labels: Labels, note: N
     Reads the log twice: to find them, and for what was predicted for them.
     """
     epochs = None if epoch is None else [epoch]
-    divergence, counts = divergences(blocks(run, note, epochs), run.samples)
-    ids = most_divergent(divergence, top).tolist()
+    found, counts = divergences(blocks(run, note, epochs), run.samples)
+    ids = most_divergent(found, top).tolist()
     means = mean_predictions(blocks(run, note, epochs), ids, len(run.peers), run.classes)
     return [
         {
             "id": i,
             "label": _label(labels, i),
-            "divergence": float(divergence[i]),
+            "divergence": float(found[i]),
             "exchanges": int(counts[i]),
             "peers": _by_peer(run, mean),
         }
         for i, mean in zip(ids, means, strict=True)
     ]
+
+
+def line(run: Run, found: Exchange) -> Report:
+    """One exchange in brief: how each peer agreed with the others' soft target, and how long it waited."""
+    predictions = list(found.predictions)
+    targets, agreeing = soft_targets(predictions), agreement(predictions)
+    return {
+        "at": datetime.fromtimestamp(int(found.received_at.max()) / 1e6, UTC).isoformat(timespec="milliseconds"),
+        "epoch": found.position.epoch,
+        "step": found.position.step,
+        "index": found.index,
+        "weight": found.weight,
+        "peers": {
+            peer: {
+                "agreement": float(agreeing[i]),
+                "kl_self_other": float(divergence(predictions[i], targets[i]).mean()),
+                "wait_ms": float(found.wait_us[i]) / 1e3,
+            }
+            for i, peer in enumerate(run.peers)
+        },
+    }
 
 
 def _by_peer(run: Run, predictions: npt.NDArray[np.floating]) -> Report:

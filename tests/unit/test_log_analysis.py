@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from entangled.alignment import Layout
 from entangled.log import reader
 from entangled.log.analysis import (
     Quantiles,
+    course,
     divergence,
     divergences,
     entropy,
@@ -21,7 +23,7 @@ from entangled.log.analysis import (
     most_divergent,
     summarise,
 )
-from entangled.log.block import Block
+from entangled.log.block import Block, Exchange
 from entangled.log.reader import blocks, exchanges, open_run
 from tests import logs
 
@@ -123,6 +125,28 @@ def test_disagreements_are_averaged_per_sample_and_ordered(tmp_path: Path) -> No
     np.testing.assert_allclose(means, [np.mean(by_sample[s], axis=0) for s in top], rtol=1e-6)
 
 
+@pytest.mark.parametrize("stretches", [200, 2])
+def test_the_course_of_a_run(tmp_path: Path, stretches: int) -> None:
+    settings = logs.experiment(("a", "b", "c"))
+    run = open_run(logs.unfinished(tmp_path, 5, settings))
+    found = course(blocks(run), 3, run.layout, stretches)
+    width = max(6 // stretches, 1)
+    assert found.epochs.tolist() == pytest.approx([(i + 0.5) * width / 3 for i in range(6 // width)])
+    by_stretch: list[list[Exchange]] = [[] for _ in found.epochs]
+    for exchange in exchanges(run):
+        by_stretch[exchange.index // width].append(exchange)
+    for place, inside in enumerate(by_stretch):
+        if not inside:  # the sixth exchange is not in the log
+            assert np.isnan([found.weight[place], found.entropy[1, place], found.agreement[0, 1, place]]).all()
+            continue
+        a, b = (np.concatenate([e.predictions[i] for e in inside]) for i in (0, 1))
+        assert found.weight[place] == pytest.approx(mean([e.weight for e in inside]))
+        assert found.agreement[0, 1, place] == pytest.approx(mean((a.argmax(1) == b.argmax(1)).tolist()))
+        apart = [kl(q, p) for p, q in zip(a.tolist(), b.tolist(), strict=True)]
+        assert found.divergence[1, 0, place] == pytest.approx(mean(apart), rel=1e-5)
+        assert found.entropy[0, place] == pytest.approx(mean([nats(p) for p in a.tolist()]), rel=1e-5)
+
+
 def test_samples_that_were_never_seen_are_not_among_the_most_divergent() -> None:
     assert most_divergent(np.array([np.nan, 0.1, 0.3, np.nan, 0.3]), 9).tolist() == [2, 4, 1]
 
@@ -139,8 +163,12 @@ def synthetic(count: int) -> Iterator[Block]:
 
 @pytest.mark.parametrize(
     "consume",
-    [lambda blocks: list(summarise(blocks, "ab")), lambda blocks: divergences(blocks, 32)],
-    ids=["summary", "disagreements"],
+    [
+        lambda blocks: list(summarise(blocks, "ab")),
+        lambda blocks: divergences(blocks, 32),
+        lambda blocks: course(blocks, 2, Layout(32 * 64 * 60, 32, 1)),
+    ],
+    ids=["summary", "disagreements", "course"],
 )
 def test_memory_does_not_grow_with_the_log(consume) -> None:
     def peak(count: int) -> int:

@@ -145,6 +145,58 @@ def test_disagreements_are_drawn(run: Path, tmp_path: Path, monkeypatch: pytest.
     assert str(result.exception) == "matplotlib is missing: pip install 'entangled[log]'"
 
 
+def test_plot(run: Path, killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = log("plot", run)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "drawn to run-log.png\n", "")
+    assert image.imread(tmp_path / "run-log.png").shape[0] > 100
+    result = log("plot", killed, "killed.png")
+    assert result.exit_code == 0
+    assert "the accuracy of peer a is not known here" in result.stderr
+    assert (tmp_path / "killed.png").exists()
+    monkeypatch.chdir(run)
+    assert "lies in the run's folder" in str(log("plot", run).exception)
+
+
+def test_tail(run: Path, killed: Path) -> None:
+    result = log("tail", run, "-n", 2)
+    first, second = result.stdout.splitlines()
+    assert first.startswith("22:13:24.000  epoch 1 step 1  λ 0.5000  a: agreement ")
+    assert "epoch 1 step 2" in second
+    assert second.endswith("waited 1.0 ms")
+    for row in table("summary", run)[-2:]:
+        reports = [json.loads(line) for line in log("tail", run, "-n", 3, "--json").stdout.splitlines()]
+        agreeing = sum(r["peers"][row["peer"]]["agreement"] * n for r, n in zip(reports, (4, 4, 2), strict=True)) / 10
+        assert row["agreement"] == f"{agreeing:.2%}"
+    assert len(log("tail", run, "--follow").stdout.splitlines()) == 6  # it is finished
+    assert "no whole batch" in log("tail", killed).stderr
+
+
+def test_tail_follows_a_run_from_before_its_start_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recordings: list[logs.Recording] = []
+    script = iter(
+        [
+            lambda: recordings.append(logs.Recording(tmp_path)),
+            lambda: recordings[0].record(2),
+            lambda: recordings[0].record(2),
+            lambda: recordings[0].finish(),
+        ]
+    )
+    monkeypatch.setattr("time.sleep", lambda _: next(script)())
+    result = log("tail", tmp_path, "--follow", "--json")
+    assert [json.loads(line)["index"] for line in result.stdout.splitlines()] == list(range(6))
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_ctrl_c_ends_following(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", interrupt)
+    result = log("tail", killed, "--follow")
+    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 4)
+
+
 def test_labels_that_cannot_be_had_are_left_out_with_a_note(tmp_path: Path) -> None:
     run = logs.finished(tmp_path, logs.experiment(exchange={"data": "npz:nowhere.npz"}))
     result = log("sample", run, "--id", 7)

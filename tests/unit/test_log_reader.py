@@ -10,7 +10,7 @@ import pytest
 
 from entangled.errors import LogError
 from entangled.exchange_log import partitions, read_batches, stream_path
-from entangled.log.reader import blocks, exchanges, follow, last, open_run
+from entangled.log.reader import accuracies, blocks, exchanges, follow, last, open_run
 from tests import logs
 
 
@@ -141,6 +141,16 @@ def test_a_partition_that_is_finished_while_it_is_read_is_found(tmp_path: Path) 
     assert [first.index, *(e.index for e in reading)] == [0, 1, 2]
     assert sum(batch.num_rows for _, path in listed for batch in read_batches(path)) == 6
     assert [e.index for e in exchanges(run)] == list(range(6))
+
+
+def test_accuracies_are_read_as_far_as_they_go(tmp_path: Path) -> None:
+    run = open_run(logs.finished(tmp_path))
+    path = tmp_path / "peers" / "b" / "metrics.jsonl"
+    path.write_text(path.read_text()[:-5])
+    notes: list[str] = []
+    assert accuracies(run, notes.append) == {"a": {0: 0.5, 1: 0.6}, "b": {0: 0.51}}
+    (note,) = notes
+    assert note.startswith(f"{path} can be read only in part")
 
 
 def test_following_a_run_shows_every_exchange_once_and_ends_with_it(tmp_path: Path) -> None:
