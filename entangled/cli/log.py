@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from entangled.cli.tables import decimals, guessed, noter, percent, show, show_json, span
+from entangled.cli.tables import decimals, guessed, noter, percent, short, show, show_json, show_rows, span
 from entangled.errors import EntangledError
 
 if TYPE_CHECKING:
@@ -205,6 +205,52 @@ def tail(
                 _print_line(run, exchange, as_json)
     except KeyboardInterrupt:
         return
+
+
+@app.command()
+def query(
+    folder: RunFolder,
+    sql: Annotated[str, typer.Argument(help="One select over the view `exchanges`.")],
+    as_json: Json = False,
+) -> None:
+    """SQL over the log: the view `exchanges` has a row per prediction. Needs DuckDB.
+
+    Columns: epoch, step, index, peer, weight, sample_ids, digest, rows, classes, prediction, staleness, received_at,
+    wait_us, bytes, chain. Example: `entangled log query runs/x "select peer, avg(bytes) from exchanges group by peer"`.
+    """
+    from entangled.log.query import query as answer
+    from entangled.log.reader import open_run
+
+    names, rows = answer(open_run(folder), sql, noter())
+    if as_json:
+        show_json([dict(zip(names, row, strict=True)) for row in rows])
+        return
+    show_rows(names, [[short(value) for value in row] for row in rows])
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="A file that ends in .csv, .parquet or .jsonl.")],
+    epoch: Annotated[int | None, typer.Option(help="Only this epoch, counted from 0.")] = None,
+    peer: Annotated[str | None, typer.Option(help="Only this peer's predictions.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Only these columns, in this order: epoch,step,peer …", metavar="A,B,…")
+    ] = None,
+) -> None:
+    """Write the log's rows to one file. In text, lists are JSON lists, digests hexadecimal, times ISO.
+
+    Example: `entangled log export runs/x x.csv --peer cnn --columns epoch,step,weight,wait_us`.
+    """
+    from entangled.log.export import COLUMNS
+    from entangled.log.export import export as write
+    from entangled.log.reader import open_run
+
+    run = open_run(folder)
+    _check_epoch(epoch, run.layout.epochs)
+    names = COLUMNS if columns is None else [name.strip() for name in columns.split(",")]
+    rows = write(run, _outside(target, folder), noter(), epoch, peer, names)
+    typer.echo(f"{rows} rows written to {target}")
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import typer
 
@@ -15,7 +15,12 @@ def show(columns: Mapping[str, Sequence[object]]) -> None:
 
     Nothing is wrapped or cut, so that other programs can read it.
     """
-    printed = [_column(heading, values) for heading, values in columns.items()]
+    show_rows(list(columns), list(zip(*columns.values(), strict=True)))
+
+
+def show_rows(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """As `show`, given by rows; headings may be the same."""
+    printed = [_column(heading, [row[i] for row in rows]) for i, heading in enumerate(headings)]
     for cells in zip(*printed, strict=True):
         typer.echo("  ".join(cells).rstrip())
 
@@ -50,6 +55,18 @@ def decimals(value: float) -> str:
 def span(first: float, last: float) -> str:
     """Two numbers as a range, or as one where they are the same."""
     return decimals(first) if first == last else f"{decimals(first)}…{decimals(last)}"
+
+
+def short(value: object) -> object:
+    """A cell's value; of a long list, its beginning and length.
+
+    >>> short([1, 2, 3, 4, 5])
+    '[1, 2, 3, … 5 values]'
+    """
+    if not isinstance(value, list):
+        return value
+    items = [str(item) for item in cast("list[object]", value)]
+    return f"[{', '.join(items)}]" if len(items) < 5 else f"[{', '.join(items[:3])}, … {len(items)} values]"
 
 
 def guessed(prediction: Sequence[float], count: int) -> str:
