@@ -276,6 +276,41 @@ def verify(folder: RunFolder, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="One run's folder.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one's.")],
+    as_json: Json = False,
+) -> None:
+    """Where two runs part, in predictions, sample ids or λ, and by how much. Exit 0 if equal to the bit, 1 if not.
+
+    Example: `entangled log diff runs/x runs/y`.
+    """
+    from entangled.log.diff import compare
+    from entangled.log.reader import exchanges, open_run
+
+    a, b, note = open_run(first), open_run(second), noter()
+    found = compare(exchanges(a, note), exchanges(b, note), a.peers, b.peers)
+    if as_json:
+        show_json(asdict(found))
+    elif found.parting is None:
+        typer.echo(f"equal: {sum(epoch.exchanges for epoch in found.epochs)} exchanges, to the bit")
+    else:
+        by_peer = "".join(f"; {peer} by {value:.3g}" for peer, value in found.parting.predictions.items())
+        typer.echo(f"the runs part at {found.parting.position}: {', '.join(found.parting.what)}{by_peer}")
+        show(
+            {
+                "epoch": [e.epoch for e in found.epochs],
+                "exchanges": [e.exchanges for e in found.epochs],
+                "different": [e.different for e in found.epochs],
+                "predictions by": [None if e.predictions is None else f"{e.predictions:.3g}" for e in found.epochs],
+                "λ by": [f"{e.weight:.3g}" for e in found.epochs],
+            }
+        )
+    if found.parting is not None:
+        raise typer.Exit(1)
+
+
 def _print_line(run: Run, exchange: Exchange, as_json: bool) -> None:
     from entangled.log import reports
 

@@ -1,64 +1,20 @@
-"""`entangled log …` as it is typed: its tables, its JSON, its errors, its exit codes."""
+"""`entangled log …` as it is typed: what it shows, its JSON, its errors, its exit codes."""
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from matplotlib import image
-from typer.testing import CliRunner, Result
 
 from entangled.alignment import Position
-from entangled.cli.main import app
-from entangled.errors import EntangledError
-from entangled.exchange_log import SCHEMA, partition_path, read
+from entangled.exchange_log import partition_path
 from entangled.log import reader
 from tests import logs
+from tests.command_line import from_json, log, table
 from tests.damage import put_together, take_apart
-
-RUNNER = CliRunner()
-
-
-def log(*arguments: object) -> Result:
-    result = RUNNER.invoke(app, ["log", *map(str, arguments)])
-    if result.exception and not isinstance(result.exception, SystemExit | EntangledError):
-        raise result.exception
-    return result
-
-
-def table(*arguments: object) -> list[dict[str, str]]:
-    """A table's rows by heading; no cell of the tables in these tests has two spaces in it."""
-    result = log(*arguments)
-    assert result.exit_code == 0, result.output
-    headings, *rows = [[c for c in line.split("  ") if c] for line in result.stdout.splitlines()]
-    return [dict(zip((h.strip() for h in headings), (c.strip() for c in row), strict=True)) for row in rows]
-
-
-def from_json(*arguments: object):
-    result = log(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return logs.finished(tmp_path_factory.mktemp("log") / "run")
-
-
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed in its second epoch, in the middle of writing."""
-    folder = logs.unfinished(tmp_path_factory.mktemp("log") / "killed", 5)
-    (stream,) = folder.glob("exchange/*.arrow")
-    stream.write_bytes(stream.read_bytes()[:-100])
-    return folder
 
 
 def test_summary(run: Path) -> None:
@@ -200,144 +156,6 @@ def test_ctrl_c_ends_following(killed: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("time.sleep", interrupt)
     result = log("tail", killed, "--follow")
     assert (result.exit_code, len(result.stdout.splitlines())) == (0, 4)
-
-
-def test_query(run: Path, killed: Path) -> None:
-    sql = "select epoch, peer, count(*) as n, sum(bytes) as bytes from exchanges group by all order by all"
-    assert from_json("query", run, sql) == [
-        {"epoch": epoch, "peer": peer, "n": 3, "bytes": 300 + 3 * place}
-        for epoch in (0, 1)
-        for place, peer in enumerate("ab")
-    ]
-    assert table("query", run, sql)[1] == {"epoch": "0", "peer": "b", "n": "3", "bytes": "303"}
-    sql = 'select a."index" from exchanges a join exchanges b using ("index", peer) where peer = \'a\' order by 1'
-    result = log("query", killed, sql)  # both kinds of file, twice
-    assert result.stdout.split() == ["index", "0", "1", "2", "3"]
-    assert "no whole batch" in result.stderr
-
-
-def test_a_query_gives_every_column_as_the_log_has_it(run: Path) -> None:
-    (exchange,) = list(reader.exchanges(reader.open_run(run), after=4))
-    row, _ = from_json("query", run, 'select * from exchanges where "index" = 5 order by peer')
-    assert list(row) == ["epoch", *SCHEMA.names]
-    assert row["sample_ids"] == exchange.sample_ids.tolist()
-    assert row["prediction"] == exchange.predictions[0].reshape(-1).tolist()
-    assert row["received_at"] == "2023-11-14T22:13:25+00:00"
-    assert len(row["chain"]) == 32
-    assert "… 6 values]" in log("query", run, 'select * from exchanges where "index" = 5').stdout
-
-
-@pytest.mark.parametrize(
-    ("sql", "said"),
-    [
-        ("selec 1", 'Parser Error: syntax error at or near "selec"'),
-        ("select bad from exchanges", 'Binder Error: Referenced column "bad" not found in FROM clause!'),
-        ("select 1; select 2", "a query must be one select"),
-        ("copy exchanges to 'x.parquet'", "a query must be one select"),
-        ("explain analyze copy exchanges to 'x.parquet'", "a query must be one select"),
-        ("", "a query must be one select"),
-    ],
-)
-def test_a_bad_query_is_one_line(run: Path, sql: str, said: str) -> None:
-    result = log("query", run, sql)
-    assert result.exit_code == 1
-    assert str(result.exception).startswith(said)
-    assert "\n" not in str(result.exception)
-
-
-def test_query_without_duckdb_or_without_exchanges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    logs.Recording(tmp_path)
-    assert "has no exchanges yet" in str(log("query", tmp_path, "select 1").exception)
-    monkeypatch.setitem(sys.modules, "duckdb", None)
-    assert str(log("query", tmp_path, "select 1").exception) == "duckdb is missing: pip install 'entangled[log]'"
-
-
-@pytest.mark.parametrize("name", ["it's", "a[1]*", "step=3"])
-def test_a_query_of_a_run_with_a_strange_name(tmp_path: Path, name: str) -> None:
-    run = logs.finished(tmp_path / name)
-    assert from_json("query", run, "select max(step) as last from exchanges") == [{"last": 2}]
-
-
-def exported(run: Path, target: Path, *options: object) -> list[dict[str, Any]]:
-    """What `export` wrote, with every value as Python has it."""
-    result = log("export", run, target, *options)
-    assert result.exit_code == 0, result.output
-    if target.suffix == ".parquet":
-        rows = pq.read_table(target).to_pylist()
-        return [{k: v.hex() if isinstance(v, bytes) else v for k, v in row.items()} for row in rows]
-    if target.suffix == ".jsonl":
-        rows = [json.loads(line) for line in target.read_text().splitlines()]
-    else:
-        with target.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        text = ("peer", "digest", "chain", "received_at")
-        rows = [{k: v if k in text else json.loads(v) for k, v in row.items()} for row in rows]
-    for row in rows:
-        row.update({k: datetime.fromisoformat(row[k]) for k in ("received_at",) if k in row})
-        row.update({k: np.array(row[k], np.float32).tolist() for k in ("prediction", "weight") if k in row})
-    return rows
-
-
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_export_writes_every_row_as_it_is(run: Path, killed: Path, tmp_path: Path, ending: str) -> None:
-    target = tmp_path / f"all.{ending}"
-    rows = exported(run, target)
-    written = [(row, link.hex()) for row, link in read(run)]
-    assert len(rows) == len(written) == 12
-    for row, (original, link) in zip(rows, written, strict=True):
-        assert list(row) == ["epoch", *SCHEMA.names]
-        assert (row["epoch"], row["step"]) == original.position
-        assert (row["index"], row["peer"], row["weight"]) == (original.index, original.peer, original.weight)
-        assert row["sample_ids"] == original.sample_ids.tolist()
-        assert (row["digest"], row["chain"]) == (original.digest.hex(), link)
-        assert (row["rows"], row["classes"]) == original.prediction.shape
-        assert row["prediction"] == original.prediction.reshape(-1).tolist()
-        assert row["received_at"].timestamp() * 1e6 == original.received_at
-        assert (row["staleness"], row["wait_us"], row["bytes"]) == (0, original.wait_us, original.bytes)
-    assert len(exported(killed, target)) == 8  # replaces the file
-    assert [p.name for p in tmp_path.iterdir()] == [target.name]
-
-
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_export_of_some_rows_and_columns(run: Path, tmp_path: Path, ending: str) -> None:
-    options = ["--epoch", 1, "--peer", "b", "--columns", "peer,step,prediction"]
-    rows = exported(run, tmp_path / f"some.{ending}", *options)
-    assert [(r["peer"], r["step"]) for r in rows] == [("b", 0), ("b", 1), ("b", 2)]
-    assert all(list(r) == ["peer", "step", "prediction"] for r in rows)
-    exchanges = reader.exchanges(reader.open_run(run), epochs=[1])
-    assert [r["prediction"] for r in rows] == [e.predictions[1].reshape(-1).tolist() for e in exchanges]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["out.xlsx"], "the file's ending must name a format (expected .csv, .parquet, .jsonl; got "),
-        (["out.csv", "--columns", "step,lambda"], "got lambda)"),
-        (["out.csv", "--peer", "z"], "no such peer in this run (expected a or b; got z)"),
-        (["out.csv", "--epoch", "2"], "the run has no such epoch (expected 0 … 1; got 2)"),
-        (["no/out.csv"], "cannot write no/out.csv: No such file or directory"),
-        (["no/out.parquet"], "cannot write no/out.parquet: "),
-    ],
-)
-def test_an_export_that_cannot_be(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = log("export", run, *arguments)
-    assert result.exit_code == 1
-    assert said in str(result.exception)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_export_of_a_damaged_log_leaves_what_was_there(tmp_path: Path) -> None:
-    run, target = logs.finished(tmp_path / "run"), tmp_path / "out.csv"
-    target.write_text("before")
-    path = partition_path(run, 1)
-    path.write_bytes(path.read_bytes()[:-9])
-    result = log("export", run, target)
-    assert str(result.exception).startswith(f"{path} cannot be read")
-    assert target.read_text() == "before"
-    assert "lies in the run's folder" in str(log("export", run, run / "x.csv").exception)
 
 
 def test_labels_that_cannot_be_had_are_left_out_with_a_note(tmp_path: Path) -> None:
