@@ -52,16 +52,5 @@ class Archive:
         self._epoch, self._next, self._rows = epoch, -1, self._open(epoch)
 
     def _open(self, epoch: int) -> Iterator[Row]:
-        for _ in range(2):
-            path = dict(partitions(self._run)).get(epoch)
-            if path is None:
-                break
-            try:
-                batches = read_batches(path)
-                first = next(batches, None)
-            except FileNotFoundError:
-                continue  # the epoch was finished, and its stream removed, just now
-            if first is not None:
-                yield from (row for row, _ in from_batch(first, epoch))
-                yield from (row for batch in batches for row, _ in from_batch(batch, epoch))
-            return
+        for path in [path for number, path in partitions(self._run) if number == epoch]:
+            yield from (row for batch in read_batches(path) for row, _ in from_batch(batch, epoch))

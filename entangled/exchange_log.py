@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,9 @@ SCHEMA = pa.schema(
 _DELTA = ["step", "index", "sample_ids.list.element", "received_at", "wait_us", "bytes"]
 _DICTIONARY = ["peer", "weight", "digest", "rows", "classes", "staleness"]
 _ROW_GROUP_BYTES = 16 * 1024 * 1024
+_BATCH_BYTES = 4 * 1024 * 1024
+"""What a Parquet file is read in."""
+_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,28 +319,82 @@ def from_batch(batch: pa.RecordBatch, epoch: int) -> Iterator[tuple[Row, bytes]]
 
 
 def partitions(run: Path) -> list[tuple[int, Path]]:
-    """The epochs in a run's log, in order, with the file that holds each."""
-    found: dict[int, Path] = {}
-    for path in sorted(folder(run).glob("epoch=*.arrow")):
-        found[int(path.stem.removeprefix("epoch="))] = path
-    for path in sorted(folder(run).glob("epoch=*/*.parquet")):
-        found[int(path.parent.name.removeprefix("epoch="))] = path
-    return sorted(found.items())
+    """The files of a run's log, in order, each with its epoch; a stream only where the epoch has no Parquet yet.
+
+    Raises:
+        LogError: something in the log's folder is named like an epoch and is none.
+    """
+    parquet = [(_epoch(p.parent.name), p) for p in sorted(folder(run).glob("epoch=*/*.parquet"))]
+    finished = {epoch for epoch, _ in parquet}
+    streams = [(_epoch(p.stem), p) for p in sorted(folder(run).glob("epoch=*.arrow"))]
+    return sorted([*parquet, *((epoch, p) for epoch, p in streams if epoch not in finished)])
 
 
-def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """The record batches of a partition, one at a time; of a stream, up to its last whole batch."""
-    if path.suffix == ".parquet":
-        with pq.ParquetFile(path) as file:
-            rows = file.metadata.row_group(0).num_rows if file.num_row_groups else 1  # of about _ROW_GROUP_BYTES
-            yield from (batch.cast(SCHEMA) for batch in file.iter_batches(batch_size=max(1, min(4096, rows))))
-        return
-    with pa.OSFile(str(path), "rb") as source:
+def _epoch(name: str) -> int:
+    number = name.removeprefix("epoch=")
+    if not number.isdecimal():
+        raise LogError("a partition of the log is not named after its epoch", expected="epoch=NNNN", got=name)
+    return int(number)
+
+
+def read_batches(path: Path, note: Callable[[str], None] = lambda _: None) -> Iterator[pa.RecordBatch]:
+    """The record batches of a partition, one at a time; of a stream, up to its last whole batch.
+
+    Args:
+        path: as `partitions` gives it. A stream that became a Parquet file meanwhile is found there.
+        note: is told what a stream holds behind its last whole batch.
+
+    Raises:
+        LogError: the file is damaged, or is no exchange log.
+    """
+    try:
+        if path.suffix == ".arrow" and not path.exists():
+            path = path.with_suffix("") / "part-0.parquet"
+        batches = _read_parquet(path) if path.suffix == ".parquet" else _read_stream(path, note)
+        for batch in batches:
+            batch.validate(full=True)
+            lists = [batch.column(name).values for name in ("sample_ids", "prediction")]
+            if any(column.null_count for column in [*batch.columns, *lists]):
+                raise ValueError("a value is missing")
+            yield batch
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # damage may claim any size
+        raise LogError(f"{path} cannot be read: {_first_line(error)}") from None
+
+
+def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file:
+        if file.schema_arrow.names != SCHEMA.names:
+            raise LogError(f"{path} is no exchange log", expected=", ".join(SCHEMA.names), got=str(file.schema_arrow))
+        data = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        rows = _BATCH_BYTES * max(file.metadata.num_rows, 1) // max(data, 1)
+        yield from (batch.cast(SCHEMA) for batch in file.iter_batches(batch_size=min(max(rows, 1), 4096)))
+
+
+def _read_stream(path: Path, note: Callable[[str], None]) -> Iterator[pa.RecordBatch]:
+    """Read message by message: it must be known where the last whole one ends."""
+    with path.open("rb") as source:  # pa.OSFile would not see a file grow
+        size, end = os.fstat(source.fileno()).st_size, 0
         try:
-            stream = pa.ipc.open_stream(source)
-            yield from stream
-        except (pa.ArrowInvalid, OSError, EOFError):
-            return  # the writer is at work, or was killed: what follows is no whole batch
+            while True:
+                message = pa.ipc.read_message(source)
+                if message.type == "schema":
+                    if pa.ipc.read_schema(message) != SCHEMA:
+                        raise LogError(f"{path} is no exchange log")
+                else:
+                    yield pa.ipc.read_record_batch(message, SCHEMA)
+                end = source.tell()
+        except (pa.ArrowException, OSError, EOFError, MemoryError) as error:
+            # What breaks off where the file ends was being written; anything else is damage.
+            if not isinstance(error, EOFError) and source.tell() < size:
+                raise
+        source.seek(end)
+        rest = source.read()
+    if rest not in (b"", _END_OF_STREAM):
+        note(f"{path}: the last {len(rest)} bytes are no whole batch of rows: its writer is at work, or was killed")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def read(run: Path) -> Iterator[tuple[Row, bytes]]:

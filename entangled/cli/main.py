@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from entangled import __version__, experiment_file, grpc_settings
+from entangled.cli import log
 from entangled.errors import EntangledError
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(log.app, name="log")
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": list[str]()}
 
 
