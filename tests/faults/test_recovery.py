@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from entangled.exchange_log import stream_path
-from tests.integration.runs import assert_equal_to_the_bit
+from tests.integration.runs import ENTANGLED, assert_equal_to_the_bit, entangled
 
-ENTANGLED = [sys.executable, "-c", "from entangled.cli.main import main; main()"]
 SMALL = [
     "smoke",
     "--set=epochs=3",
@@ -24,13 +22,6 @@ SMALL = [
     "--set=checkpoint.steps=10",
     "--set=peers.mlp.model=tests.integration.models:noisy",
 ]
-
-
-def entangled(*arguments: str, faults: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **({"ENTANGLED_FAULTS": str(faults)} if faults else {})}
-    return subprocess.run(
-        [*ENTANGLED, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
 
 
 @pytest.fixture(scope="module")
