@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from entangled import __version__, experiment_file, grpc_settings
+from entangled import __version__, grpc_settings
 from entangled.cli import log
 from entangled.errors import EntangledError
 
@@ -61,6 +61,8 @@ def run(
 
     Examples: `entangled run`, `entangled run smoke`, `entangled run my.toml --set epochs=5 --run-dir runs/x`.
     """
+    from entangled import experiment_file
+
     settings = experiment_file.load(experiment, overrides or [])
     folder = run_dir or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}"
     grpc_settings.apply()
@@ -98,6 +100,8 @@ def experiments(
     show: Annotated[str | None, typer.Option(help="Print this experiment's file.", metavar="NAME")] = None,
 ) -> None:
     """List the experiments that are shipped, one line each."""
+    from entangled import experiment_file
+
     shipped = experiment_file.shipped()
     if show is None:
         for name, text in sorted(shipped.items()):
