@@ -7,6 +7,7 @@ import re
 from importlib import resources
 from pathlib import Path
 from typing import IO, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -46,10 +47,13 @@ def load(name: str) -> Dataset:
         DataError: there is no such data set, or it is not labelled samples.
     """
     base, start, stop = _slice(name)
-    (x, y), (test_x, test_y) = _arrays(base)
-    if len(x) != len(y) or len(test_x) != len(test_y):
-        raise DataError(f"{base}: inputs and labels differ in number", got=f"{len(x)} and {len(y)}")
-    y, test_y = (np.asarray(labels).reshape(-1).astype(np.int64) for labels in (y, test_y))
+    arrays = _arrays(base)
+    try:
+        (x, y), (test_x, test_y) = arrays
+        x, test_x = np.asarray(x), np.asarray(test_x)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{base} is not ((x_train, y_train), (x_test, y_test)): {error}") from None
+    y, test_y = _labels(y, len(x), f"{base}: y_train"), _labels(test_y, len(test_x), f"{base}: y_test")
     classes = int(max(y.max(initial=0), test_y.max(initial=0))) + 1
     x, y = x[start:stop], y[start:stop]
     if len(x) == 0:
@@ -79,6 +83,8 @@ def _arrays(base: str) -> Arrays:
                 return _npz(file, rest)
         except OSError as error:
             raise DataError(f"cannot read {rest}: {error.strerror}") from None
+        except (BadZipFile, EOFError, TypeError, ValueError) as error:
+            raise DataError(f"{rest} is not an .npz file of plain arrays: {error}") from None
     if kind == "keras":
         return call("keras.datasets." + rest, "load_data")
     if rest:
@@ -103,6 +109,18 @@ def call(module: str, function: str, *arguments: object):  # the user's function
     except (ImportError, AttributeError) as error:
         raise DataError(f"cannot find {module}:{function}: {error}") from None
     return found(*arguments)
+
+
+def _labels(values: object, samples: int, where: str) -> npt.NDArray[np.int64]:
+    labels = np.asarray(values)
+    if labels.shape not in ((samples,), (samples, 1)):
+        raise DataError(
+            f"{where} is not one class number for each sample", expected=str((samples,)), got=str(labels.shape)
+        )
+    numbers = labels.reshape(-1).astype(np.int64)
+    if numbers.min(initial=0) < 0 or (numbers != labels.reshape(-1)).any():
+        raise DataError(f"{where} holds labels that are not class numbers", expected="0, 1, 2 …")
+    return numbers
 
 
 def _scale(x: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:

@@ -40,7 +40,8 @@ def check(probabilities: Probabilities, rows: int, classes: int) -> None:
         return
     for row, (values, total) in enumerate(zip(probabilities, sums, strict=True)):
         if not np.isfinite(values).all():
-            raise PredictionError(f"row {row} is not finite", expected="probabilities", got=str(values.tolist()))
+            got = values[~np.isfinite(values)][0]
+            raise PredictionError(f"row {row} is not finite", expected="probabilities", got=str(got))
         if (values < 0).any():
             raise PredictionError(f"row {row} has a negative probability", expected="≥ 0", got=str(values.min()))
         if abs(total - 1) > TOLERANCE:

@@ -9,6 +9,7 @@ The columns are described in docs/protocol.md.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from entangled import atomic, faults
 from entangled.alignment import DIGEST_SIZE, Position, SampleIds
 from entangled.distribution import Probabilities
 from entangled.errors import LogError
@@ -133,33 +135,79 @@ class Writer:
     """Appends a run's rows. Not thread-safe: one thread owns it.
 
     A `flush` returns when its rows are on disk (fsync). An epoch that is finished becomes a Parquet file, whole or not
-    at all.
+    at all. A writer that was killed leaves a log that the next one goes on with: up to the last whole exchange whose
+    chain holds.
     """
 
-    def __init__(self, run: Path, start: bytes) -> None:
-        """Begin a log.
+    def __init__(self, run: Path, start: bytes, peers: int) -> None:
+        """Begin a log, or go on with what is there.
 
         Args:
             run: the run's folder.
             start: `genesis` of the run's experiment.
+            peers: rows of one exchange.
 
         Raises:
-            LogError: the run has a log already.
+            LogError: a finished part of the log that is there cannot be read.
         """
         folder(run).mkdir(parents=True, exist_ok=True)
-        if any(folder(run).iterdir()):
-            raise LogError(f"{folder(run)} already holds a log; give another --run-dir")
         self._run = run
+        self._peers = peers
         self._chain = start
+        self.resumed = 0
+        """How many exchanges, from the first, were there already."""
         self._epoch = -1
         self._pending: list[tuple[Row, bytes]] = []
         self._file: pa.OSFile | None = None
         self._stream: pa.RecordBatchStreamWriter | None = None
+        self._resume()
 
     @property
     def chain(self) -> bytes:
         """The chain value of the last appended row."""
         return self._chain
+
+    def _resume(self) -> None:
+        for path in folder(self._run).glob("**/.tmp-*"):
+            path.unlink()
+        found = partitions(self._run)
+        finished = [path for _, path in found if path.suffix == ".parquet"]
+        for path in folder(self._run).glob("epoch=*.arrow"):
+            if partition_path(self._run, int(path.stem.removeprefix("epoch="))) in finished:
+                path.unlink()  # killed between rename and unlink
+        if finished:
+            try:
+                with pq.ParquetFile(finished[-1]) as file:
+                    last = file.read_row_group(file.num_row_groups - 1, ["index", "chain"]).to_pylist()[-1]
+            except (pa.ArrowInvalid, OSError, IndexError) as error:
+                raise LogError(f"{finished[-1]} cannot be read: {error}") from None
+            self.resumed, self._chain = last["index"] + 1, last["chain"]
+        for epoch, path in found:
+            if path.suffix == ".arrow":
+                self._resume_stream(epoch, path)
+
+    def _resume_stream(self, epoch: int, path: Path) -> None:
+        """Copy the whole exchanges of an unfinished epoch to a new stream, and go on in that one."""
+        temporary = atomic.temporary_for(path, ".tmp")
+        self._epoch = epoch
+        self._file = pa.OSFile(str(temporary), "wb")
+        self._stream = pa.ipc.new_stream(self._file, SCHEMA)
+        rows: list[tuple[Row, bytes]] = []
+        with contextlib.suppress(LogError):  # a torn tail: never synced, so nobody was told that it was
+            for row, stored in (pair for batch in read_batches(path) for pair in from_batch(batch, epoch)):
+                link = chain(rows[-1][1] if rows else self._chain, row)
+                if link != stored or row.index != self.resumed:
+                    break
+                rows.append((row, link))
+                if len(rows) == self._peers:
+                    self._pending += rows
+                    self._chain, self.resumed, rows = link, self.resumed + 1, []
+                    if len(self._pending) >= 1024:
+                        self.flush()
+        self.flush()
+        atomic.sync(temporary)
+        temporary.replace(path)
+        atomic.sync(path.parent)
 
     def append(self, row: Row) -> None:
         """Add a row; epochs must come in order. A row of a new epoch finishes the one before."""
@@ -178,7 +226,7 @@ class Writer:
             self._stream.write_batch(to_batch(self._pending))
             self._pending.clear()
             self._file.flush()
-            _sync(stream_path(self._run, self._epoch))
+            os.fsync(self._file.fileno())
 
     def finish_epoch(self) -> None:
         """Turn the open epoch's stream into its Parquet partition."""
@@ -190,11 +238,8 @@ class Writer:
         self._stream = self._file = None
         source, target = stream_path(self._run, self._epoch), partition_path(self._run, self._epoch)
         target.parent.mkdir(exist_ok=True)
-        temporary = target.with_suffix(".tmp")
-        _to_parquet(source, temporary)
-        _sync(temporary)
-        temporary.rename(target)
-        _sync(target.parent)
+        atomic.write(target, lambda file: _to_parquet(source, file), suffix=".tmp")
+        faults.point("coordinator", "between partition and stream")
         source.unlink()
 
     def close(self) -> None:
@@ -376,11 +421,3 @@ def _to_parquet(source: Path, target: Path) -> None:
                 group.clear()
         if group:
             writer.write_table(pa.Table.from_batches(group, SCHEMA))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,11 +7,20 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from entangled.alignment import Layout
 from entangled.errors import ExperimentError
-from entangled.schedule import Linear, Schedule
+from entangled.schedule import Constant, Cosine, Exponential, Linear, Piecewise, Schedule
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
@@ -26,17 +35,27 @@ class ShuffleBuffer(_Settings):
     buffer: Annotated[int, Field(gt=0)]
 
 
+def _kind_of_shuffle(value: object) -> str:
+    return "buffer" if isinstance(value, dict | ShuffleBuffer) else "word"
+
+
+Shuffle = Annotated[
+    Annotated[ShuffleBuffer, Tag("buffer")] | Annotated[Literal["full", "none"], Tag("word")],
+    Discriminator(_kind_of_shuffle),  # so that a fault is told about the one that was meant
+]
+
+
 class Exchange(_Settings):
     """What is exchanged, how, and how much it counts."""
 
     data: str
     """Samples that predictions are made on: `mnist`, `npz:PATH`, `keras:NAME`, `module:function`; `[a:b]` slices it."""
-    shuffle: ShuffleBuffer | Literal["full", "none"] = ShuffleBuffer(buffer=100)
+    shuffle: Shuffle = ShuffleBuffer(buffer=100)
     direction: Literal["self_other", "other_self"] = "self_other"
     """KL(self ‖ other), the notebook's, or KL(other ‖ self), deep mutual learning's."""
     weight: Schedule = Linear(schedule="linear", start=0.0, end=0.05)
     """λ."""
-    patience: Annotated[float, Field(gt=0)] = 600.0
+    patience: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
     """Seconds that anybody is waited for."""
 
     @property
@@ -66,6 +85,15 @@ class Peer(_Settings):
     last bits depend on it."""
 
 
+class Checkpoint(_Settings):
+    """When a peer writes a checkpoint, beside the end of each epoch."""
+
+    seconds: Annotated[float, Field(gt=0)] = 60.0
+    """At least this often."""
+    steps: Annotated[int, Field(gt=0)] | None = None
+    """Every so many steps."""
+
+
 class Experiment(_Settings):
     """The whole experiment."""
 
@@ -75,6 +103,7 @@ class Experiment(_Settings):
     epochs: Annotated[int, Field(gt=0)]
     batch_size: Annotated[int, Field(gt=0)]
     exchange: Exchange
+    checkpoint: Checkpoint = Checkpoint()
     peers: dict[Name, Peer]
 
     @field_validator("peers")
@@ -126,32 +155,49 @@ def parse(values: Mapping[str, Any], where: str) -> Experiment:
         raise ExperimentError(f"{where}: " + "\n  ".join(faults)) from None
 
 
-_TAGS = {"constant", "linear", "cosine", "exponential", "piecewise", "ShuffleBuffer", "literal['full','none']"}
+_SCHEDULES: dict[str, type[BaseModel]] = {
+    "constant": Constant,
+    "linear": Linear,
+    "cosine": Cosine,
+    "exponential": Exponential,
+    "piecewise": Piecewise,
+}
 
 
 def _fault(location: tuple[int | str, ...], kind: str, message: str, got: object) -> str:
-    key = ".".join(str(part) for part in location if part not in _TAGS)
+    path = [str(part) for part in location]
+    chosen = ""
+    if path[:2] in (["exchange", "weight"], ["exchange", "shuffle"]) and len(path) > 2:
+        chosen = path.pop(2)  # which of several models it was taken for; no key of the file
+    key = ".".join(path)
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _valid_keys(location), n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else "valid: " + ", ".join(sorted(_valid_keys(location)))
+        valid = _valid_keys(path, chosen)
+        near = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else "valid: " + ", ".join(sorted(valid))
         return f"`{key}` is not known here; {hint}"
     if kind == "missing":
         return f"`{key}` is missing"
+    if kind == "union_tag_not_found":
+        return f"`{key}.schedule` is missing; valid: {', '.join(_SCHEDULES)}"
+    if kind == "union_tag_invalid" and isinstance(got, dict):
+        return f"`{key}.schedule`: no such schedule, got {got.get('schedule')!r}; valid: {', '.join(_SCHEDULES)}"
     shown = "" if kind == "value_error" or isinstance(got, dict) else f", got {got!r}"
     return f"`{key}`: {re.sub('^Value error, ', '', message)}{shown}" if key else re.sub("^Value error, ", "", message)
 
 
-def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the table around `location` may have."""
-    match [part for part in location if part != "ShuffleBuffer"][:-1]:
+def _valid_keys(path: list[str], chosen: str) -> list[str]:
+    """The keys that the table around `path` may have; `chosen` is the kind of a schedule."""
+    match path[:-1]:
         case []:
             model: type[BaseModel] = Experiment
         case ["exchange"]:
             model = Exchange
         case ["exchange", "shuffle"]:
             model = ShuffleBuffer
-        case ["exchange", "weight", *_]:
-            return ["schedule", "value", "start", "end", "per", "boundaries", "values"]
+        case ["exchange", "weight"]:
+            model = _SCHEDULES[chosen]
+        case ["checkpoint"]:
+            model = Checkpoint
         case _:
             model = Peer
     return list(model.model_fields)

@@ -32,11 +32,13 @@ def load(name: str, overrides: Iterable[str] = ()) -> Experiment:
         ExperimentError: no such experiment, or something in it is wrong.
     """
     path = Path(name)
-    if path.suffix == ".toml" or path.exists():
+    if path.suffix == ".toml" or path.is_file():
         try:
             text = path.read_text("utf-8")
         except OSError as error:
             raise ExperimentError(f"cannot read {path}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise ExperimentError(f"{path} is not TOML: {error}") from None
     else:
         known = shipped()
         if name not in known:

@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from entangled.alignment import Layout, Position
 
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# λ travels and is logged as float32; these bounds leave room around it.
+Weight = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
+PositiveWeight = Annotated[float, Field(ge=1e-30, le=1e30, allow_inf_nan=False)]
 
 
 class _Schedule(BaseModel):
@@ -75,8 +77,8 @@ class Exponential(_Schedule):
     """λ(t) = start · (end / start)^(t / n)."""
 
     schedule: Literal["exponential"]
-    start: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    end: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    start: PositiveWeight
+    end: PositiveWeight
     per: Literal["epoch", "step"] = "epoch"
 
     def at(self, t: int, n: int) -> float:

@@ -17,20 +17,31 @@ STATUS: dict[type[EntangledError], grpc.StatusCode] = {
     errors.AlignmentError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PredictionError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.MembershipError: grpc.StatusCode.PERMISSION_DENIED,
-    errors.ProtocolError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ProtocolError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PatienceError: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.RunFailedError: grpc.StatusCode.ABORTED,
     errors.LogError: grpc.StatusCode.DATA_LOSS,
 }
 
+MESSAGE_BYTES, VALUE_BYTES = 600, 300
+"""Longer texts are cut: gRPC drops a status whose metadata outgrows 8 KiB, and with it why something was refused."""
+
 
 def to_status(error: EntangledError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
     """The status code, details and trailing metadata that carry `error` to the other side."""
-    refusal = pb.Refusal(
-        kind=type(error).__name__, message=error.message, expected=error.expected, got=error.got
-    ).SerializeToString()
+    brief = EntangledError(
+        _brief(error.message, MESSAGE_BYTES),
+        expected=_brief(error.expected, VALUE_BYTES),
+        got=_brief(error.got, VALUE_BYTES),
+    )
+    refusal = pb.Refusal(kind=type(error).__name__, message=brief.message, expected=brief.expected, got=brief.got)
     code = next((STATUS[c] for c in type(error).__mro__ if c in STATUS), grpc.StatusCode.UNKNOWN)
-    return code, str(error), ((REFUSAL_KEY, refusal),)
+    return code, str(brief), ((REFUSAL_KEY, refusal.SerializeToString()),)
+
+
+def _brief(text: str, size: int) -> str:
+    data = text.encode(errors="replace")
+    return data.decode() if len(data) <= size else data[: size - 4].decode(errors="ignore") + " …"
 
 
 def from_status(code: grpc.StatusCode, details: str, trailing: Iterable[tuple[str, str | bytes]]) -> EntangledError:

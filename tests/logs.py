@@ -68,7 +68,7 @@ class Recording:
         toml = dumps(self.settings)
         (folder / "experiment.toml").write_text(toml, "utf-8")
         (folder / "run.json").write_text(json.dumps({"samples": samples, "classes": CLASSES, "contents_digest": ""}))
-        self.writer = Writer(folder, genesis(toml))
+        self.writer = Writer(folder, genesis(toml), len(self.settings.peers))
         self._rows = iter(rows(self.settings, seed, samples))
         self.exchanges = 0
 

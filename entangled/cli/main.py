@@ -29,7 +29,7 @@ def main() -> None:
     """Run the command line: 1 and one line on an error, no stack trace."""
     try:
         app()
-    except (EntangledError, BrokenPipeError) as error:
+    except (EntangledError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
 
@@ -56,15 +56,25 @@ def run(
     run_dir: Annotated[
         Path | None, typer.Option(help="The run's folder [default: runs/NAME-DATE-TIME]", show_default=False)
     ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the interrupted run in this folder.", metavar="RUN")
+    ] = None,
 ) -> None:
     """Run an experiment on this machine: a coordinator and every peer, each in its own process.
+
+    A process that is killed is started again and goes on where it was; the result is the same to the bit.
 
     Examples: `entangled run`, `entangled run smoke`, `entangled run my.toml --set epochs=5 --run-dir runs/x`.
     """
     from entangled import experiment_file
 
-    settings = experiment_file.load(experiment, overrides or [])
-    folder = run_dir or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if resume is not None:
+        if overrides or run_dir:
+            raise EntangledError("--resume goes on with a run as it is: give neither --set nor --run-dir with it")
+        settings, folder = experiment_file.load(str(resume / "experiment.toml")), resume
+    else:
+        settings = experiment_file.load(experiment, overrides or [])
+        folder = run_dir or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}"
     grpc_settings.apply()
     from rich.console import Console
 
@@ -75,9 +85,9 @@ def run(
     console.print(f"{settings.name}: {', '.join(settings.peer_names)}, {settings.epochs} epochs → {folder}")
     try:
         with Progress(settings, console) as progress:
-            local.run(settings, folder, progress)
+            local.run(settings, folder, progress, console.print, resume=resume is not None)
     except KeyboardInterrupt:
-        typer.echo(f"stopped; what there is is in {folder}", err=True)
+        typer.echo(f"stopped; to go on: entangled run --resume {folder}", err=True)
         raise typer.Exit(1) from None
     _print_summary(console, json.loads((folder / "summary.json").read_text("utf-8")))
     console.print(f"run folder: {folder}", soft_wrap=True)

@@ -172,7 +172,7 @@ def test_labels_that_cannot_be_had_are_left_out_with_a_note(tmp_path: Path) -> N
     ("data", "said"),
     [
         ("tests.logs:digits[:9]", "is not the data that the run was made with"),
-        ("tests.logs:experiment", "cannot be loaded: ValueError"),
+        ("tests.logs:experiment", "is not ((x_train, y_train), (x_test, y_test))"),
     ],
 )
 def test_data_that_is_not_the_runs_gives_no_labels(tmp_path: Path, data: str, said: str) -> None:

@@ -1,0 +1,52 @@
+"""Where two ways to the others meet: a coordinator's process over gRPC, and the session alone."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from entangled import grpc_settings
+from entangled.experiment import Experiment
+from peer.exchange import Exchange
+
+grpc_settings.apply()
+
+from tests.contract.processes import LiveCoordinator  # noqa: E402
+from tests.fakes import InMemoryCoordinator  # noqa: E402
+
+
+class Coordinate(Protocol):
+    """Starts a coordinator."""
+
+    def __call__(self, experiment: Experiment, limit: int | None = None) -> LiveCoordinator: ...
+
+
+@pytest.fixture
+def coordinate() -> Iterator[Coordinate]:
+    """Starts coordinators, and ends them after the test."""
+    with contextlib.ExitStack() as open_things:
+
+        def start(experiment: Experiment, limit: int | None = None) -> LiveCoordinator:
+            folder = open_things.enter_context(tempfile.TemporaryDirectory(prefix="entangled-test-"))
+            live = LiveCoordinator(experiment, Path(folder), limit)
+            open_things.callback(live.close)
+            return live
+
+        yield start
+
+
+@pytest.fixture(params=["memory", "grpc"])
+def meet(request: pytest.FixtureRequest, coordinate: Coordinate) -> Callable[[Experiment], Callable[[str], Exchange]]:
+    """Begins a run of an experiment; gives what makes a new process's way to the others, by the peer's name."""
+
+    def begin(experiment: Experiment) -> Callable[[str], Exchange]:
+        if request.param == "memory":
+            return InMemoryCoordinator(experiment).peer
+        return coordinate(experiment).peer
+
+    return begin

@@ -1,0 +1,149 @@
+"""Coordinators and peers as what they are, processes of their own; no model is trained in them.
+
+They are forked from a server that has imported everything, so that each is there in some hundredths of a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from entangled.alignment import Fingerprint, Position, SampleIds
+from entangled.distribution import Probabilities
+from entangled.errors import EntangledError
+from entangled.experiment import Experiment
+from peer.exchange import SoftTarget
+from tests.contract.raw import RawPeer, channel_to
+
+DEADLINE = 60.0
+"""Seconds after which what hangs fails; nothing waits for so long when all is well."""
+
+FORKS = multiprocessing.get_context("forkserver")
+# pandas, because pyarrow imports it at its first array, where there is one; it takes a second.
+FORKS.set_forkserver_preload(["__main__", "coordinator.server", "peer.client", "pandas"])
+
+
+class LiveCoordinator:
+    """A coordinator's process. `limit` lowers the size of the largest message that it takes."""
+
+    def __init__(self, experiment: Experiment, folder: Path, limit: int | None = None) -> None:
+        self.experiment = experiment
+        self.run = folder / "run"
+        self.address = f"unix:{folder}/coordinator.sock"
+        self._closing: list[Callable[[], None]] = []
+        self._outcome, theirs = FORKS.Pipe(duplex=False)
+        arguments = theirs, experiment, self.address, self.run, limit
+        self._process = FORKS.Process(target=_coordinate, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def peer(self, name: str) -> RemotePeer:
+        """A new peer process."""
+        peer = RemotePeer(self.address, name)
+        self._closing.append(peer.close)
+        return peer
+
+    def raw(self) -> RawPeer:
+        """A new stream to speak on by hand."""
+        raw = RawPeer(self.address, DEADLINE)
+        self._closing.append(raw.close)
+        return raw
+
+    def channel(self) -> Any:
+        """A gRPC channel for everything else."""
+        channel = channel_to(self.address)
+        self._closing.append(channel.close)
+        return channel
+
+    def ended(self) -> EntangledError | None:
+        """Wait for the end of the run; why it failed, or None."""
+        assert self._outcome.poll(DEADLINE), "the run has not ended"
+        return self._outcome.recv()
+
+    def close(self) -> None:
+        """End whatever is left."""
+        for close in self._closing:
+            close()
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self._outcome.close()
+
+
+class RemotePeer:
+    """`peer.client.CoordinatorClient` in a process of its own."""
+
+    def __init__(self, address: str, name: str) -> None:
+        self._pipe, theirs = FORKS.Pipe()
+        self._process = FORKS.Process(target=_follow, args=(theirs, address, name), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def join(self, fingerprint: Fingerprint) -> None:
+        """See `peer.exchange.Exchange.join`."""
+        self._ask("join", fingerprint)
+
+    def order(self, epoch: int) -> SampleIds:
+        """See `peer.exchange.Exchange.order`."""
+        return self._ask("order", epoch)
+
+    def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
+        """See `peer.exchange.Exchange.exchange`."""
+        return self._ask("exchange", position, sample_ids, prediction)
+
+    def report(self, position: Position, values: dict[str, float], *, epoch_end: bool = False) -> None:
+        """See `peer.exchange.Exchange.report`."""
+        self._ask("report", position, values, epoch_end=epoch_end)
+
+    def finish(self, values: dict[str, float]) -> None:
+        """See `peer.exchange.Exchange.finish`."""
+        self._ask("finish", values)
+
+    def fail(self, reason: str) -> None:
+        """See `peer.exchange.Exchange.fail`."""
+        self._ask("fail", reason)
+
+    def close(self) -> None:
+        """Kill the process."""
+        self._process.kill()
+        self._process.join()
+        self._process.close()
+        self._pipe.close()
+
+    def _ask(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        self._pipe.send((method, arguments, keywords))
+        assert self._pipe.poll(DEADLINE), f"{method} has not returned"
+        well, value = self._pipe.recv()
+        if not well:
+            raise value
+        return value
+
+
+def _coordinate(outcome: Connection, experiment: Experiment, address: str, run: Path, limit: int | None) -> None:
+    from coordinator import server
+
+    if limit is not None:
+        server.OPTIONS = [(k, limit if k == "grpc.max_receive_message_length" else v) for k, v in server.OPTIONS]
+    try:
+        asyncio.run(server.serve(experiment, address, run))
+        outcome.send(None)
+    except EntangledError as error:
+        outcome.send(error)
+
+
+def _follow(pipe: Connection, address: str, name: str) -> None:
+    from peer.client import CoordinatorClient
+
+    client = CoordinatorClient(address, name, connect_seconds=DEADLINE)
+    with contextlib.suppress(EOFError):  # the test is over
+        while True:
+            method, arguments, keywords = pipe.recv()
+            try:
+                pipe.send((True, getattr(client, method)(*arguments, **keywords)))
+            except Exception as error:
+                pipe.send((False, error))

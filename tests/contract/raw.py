@@ -1,0 +1,124 @@
+"""The wire by hand: any message, in any order, and everything that comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+from typing import Any
+
+import grpc
+import numpy as np
+
+from entangled import PROTOCOL_VERSION, codec
+from entangled.alignment import Fingerprint, Position, batch_digest, sample_order
+from entangled.errors import EntangledError
+from entangled.experiment import Experiment
+from entangled.status import from_status
+from entangled.v1 import exchange_pb2 as pb
+from tests.support import SAMPLES, data, prediction
+
+METHOD = "/entangled.v1.Coordinator/Exchange"
+OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+]
+
+
+def channel_to(address: str) -> Any:
+    """A channel without limits of its own."""
+    return grpc.insecure_channel(address, options=OPTIONS)
+
+
+def join(peer: str, instance: str = "", fingerprint: Fingerprint | None = None, version: int = PROTOCOL_VERSION):
+    """A join; by default of the data set that `support.data` names."""
+    wire = codec.encode_fingerprint(fingerprint or data())
+    instance = instance or f"first {peer}"
+    return pb.PeerMessage(
+        join=pb.Join(protocol_version=version, peer=peer, instance=instance, origin=f"host of {peer}", fingerprint=wire)
+    )
+
+
+def predict(experiment: Experiment, peer: str, index: int, seed: int = 0):
+    """The right prediction for the batch at `index`: the right samples, and a distribution."""
+    position, ids = batch(experiment, index)
+    return codec.encode_prediction(position, batch_digest(position, ids), prediction(peer, position, len(ids), seed))
+
+
+def batch(experiment: Experiment, index: int):
+    """Position and sample ids of the batch at `index`."""
+    layout = experiment.layout(SAMPLES)
+    position = layout.position(index)
+    ids = np.arange(SAMPLES)
+    order = sample_order(ids, experiment.exchange.shuffle_buffer, experiment.seed, position.epoch)
+    return position, layout.batch(order, position.step)
+
+
+def final(experiment: Experiment):
+    """The last metrics."""
+    end = Position(experiment.epochs - 1, experiment.layout(SAMPLES).steps_per_epoch - 1)
+    return pb.PeerMessage(metrics=pb.Metrics(epoch=end.epoch, step=end.step, values={"test_loss": 1.0}, final=True))
+
+
+class RawPeer:
+    """One Exchange stream. `received` keeps everything that came on it."""
+
+    def __init__(self, address: str, seconds: float) -> None:
+        self.received: list[pb.CoordinatorMessage] = []
+        self._outgoing: queue.SimpleQueue[pb.PeerMessage | bytes | None] = queue.SimpleQueue()
+        self._channel = channel_to(address)
+        method = self._channel.stream_stream(METHOD, _serialise, pb.CoordinatorMessage.FromString)
+        self._call = method(iter(self._outgoing.get, None), wait_for_ready=True, timeout=seconds)
+
+    def send(self, *messages: pb.PeerMessage | bytes) -> None:
+        """Send messages, or bytes in the place of one."""
+        for message in messages:
+            self._outgoing.put(message)
+
+    def receive(self, kind: str) -> Any:
+        """The next message of a kind; others may come before it and are kept in `received`."""
+        for message in self._call:
+            self.received.append(message)
+            if message.WhichOneof("kind") == kind:
+                return getattr(message, kind)
+        raise AssertionError(f"the stream ended without a {kind}")
+
+    def joins(self, peer: str, **arguments: Any) -> Any:
+        """Join; the welcome."""
+        self.send(join(peer, **arguments))
+        return self.receive("welcome")
+
+    def exchange(self, experiment: Experiment, peer: str, index: int) -> Any:
+        """Exchange the batch at `index` honestly; the soft target."""
+        self.send(predict(experiment, peer, index))
+        return self.receive("soft_target")
+
+    def leaves(self, experiment: Experiment) -> None:
+        """Send the last metrics and say goodbye; returns when the coordinator has ended the stream with OK."""
+        self.send(final(experiment), pb.PeerMessage(leave=pb.Leave()))
+        self.received += self._call
+        self._channel.close()
+
+    def refused(self) -> EntangledError:
+        """Wait for the end of the stream, which must be an error; what the coordinator says."""
+        with contextlib.suppress(grpc.RpcError):
+            self.received += self._call
+        code = self._call.code()
+        assert code is not grpc.StatusCode.OK, "the stream ended well"
+        refusal = from_status(code, self._call.details() or "", self._call.trailing_metadata() or ())
+        self._channel.close()
+        return refusal
+
+    def soft_targets(self) -> int:
+        """How many soft targets, and with them weights, ever came on this stream."""
+        return sum(m.WhichOneof("kind") == "soft_target" for m in self.received)
+
+    def close(self) -> None:
+        """Break the connection."""
+        self._outgoing.put(None)
+        self._call.cancel()
+        self._channel.close()
+
+
+def _serialise(message: pb.PeerMessage | bytes) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()

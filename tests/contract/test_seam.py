@@ -1,0 +1,224 @@
+"""What `peer.exchange.Exchange` promises, of every implementation: the gRPC client and the in-memory fake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from entangled.alignment import Position, sample_order
+from entangled.errors import (
+    AlignmentError,
+    MembershipError,
+    PatienceError,
+    PredictionError,
+    ProtocolError,
+    RefusedError,
+    RunFailedError,
+)
+from entangled.experiment import Experiment
+from peer.exchange import Exchange, SoftTarget
+from tests.support import CLASSES, SAMPLES, data, experiment, prediction
+
+Meet = Callable[[Experiment], Callable[[str], Exchange]]
+START = Position(0, 0)
+SECONDS = 60
+
+
+@pytest.fixture
+def background() -> Iterator[Callable[..., Future[Any]]]:
+    """Runs a peer's blocking call on a thread."""
+    with ThreadPoolExecutor(8) as pool:
+        yield pool.submit
+
+
+def exchange(peer: Exchange, name: str, position: Position, settings: Experiment, seed: int = 0) -> SoftTarget:
+    """One honest exchange with made-up probabilities."""
+    ids = settings.layout(SAMPLES).batch(peer.order(position.epoch), position.step)
+    return peer.exchange(position, ids, prediction(name, position, len(ids), seed))
+
+
+def whole_run(peer: Exchange, name: str, settings: Experiment) -> list[SoftTarget]:
+    """What an honest trainer does, without the training."""
+    layout = settings.layout(SAMPLES)
+    peer.join(data())
+    targets = [exchange(peer, name, layout.position(index), settings) for index in range(layout.positions)]
+    peer.finish({"test_loss": 1.0})
+    return targets
+
+
+def test_guarantee_1_every_peer_gets_the_orders_that_the_experiment_says(meet: Meet) -> None:
+    settings = experiment(epochs=3)
+    peer = meet(settings)
+    a, b = peer("a"), peer("b")
+    a.join(data()), b.join(data())
+    for epoch in (0, 1, 2, 1, 0):
+        expected = sample_order(np.arange(SAMPLES), 100, settings.seed, epoch)
+        for order in (a.order(epoch), b.order(epoch)):
+            assert order.dtype == np.int64
+            assert order.tolist() == expected.tolist()
+    with pytest.raises(ProtocolError, match="no such epoch") as refused:
+        a.order(3)
+    assert refused.value.got == "3"
+
+
+def test_there_is_no_order_before_a_first_peer_has_joined(meet: Meet) -> None:
+    with pytest.raises(ProtocolError, match="before a first peer has joined"):
+        meet(experiment())("a").order(0)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "c")])
+def test_every_peer_gets_the_mean_of_the_others_and_the_weight(meet: Meet, background, names: tuple[str, ...]) -> None:
+    settings = experiment(names, epochs=4)
+    layout = settings.layout(SAMPLES)
+    peer = meet(settings)
+    futures = [background(whole_run, peer(name), name, settings) for name in names]
+    targets = {name: future.result(SECONDS) for name, future in zip(names, futures, strict=True)}
+    for index in range(layout.positions):
+        position = layout.position(index)
+        made = {name: prediction(name, position, layout.rows(position.step)) for name in names}
+        for name in names:
+            target = targets[name][index]
+            others = [made[other] for other in names if other != name]
+            assert target.probabilities.dtype == np.float32
+            np.testing.assert_allclose(target.probabilities, np.mean(others, axis=0), atol=1e-7)
+            assert target.weight == position.epoch / 4  # guarantee 5: by the schedule, exact in float32
+            if len(others) == 1:
+                assert target.probabilities.tobytes() == others[0].tobytes()
+
+
+def test_guarantee_1_another_data_set_is_refused_at_the_door(meet: Meet, background) -> None:
+    settings = experiment()
+    peer = meet(settings)
+    a = peer("a")
+    a.join(data())
+    with pytest.raises(AlignmentError, match="data set") as refused:
+        peer("b").join(data(contents=1.0))
+    assert refused.value.expected == str(data())
+    assert refused.value.got == str(data(contents=1.0))
+    waiting = background(exchange, a, "a", START, settings)
+    b = peer("b")
+    b.join(data())
+    exchange(b, "b", START, settings)
+    assert waiting.result(SECONDS).probabilities.shape == (4, CLASSES)
+
+
+def test_strangers_are_refused(meet: Meet) -> None:
+    peer = meet(experiment())
+    with pytest.raises(MembershipError, match="no such peer") as refused:
+        peer("z").join(data())
+    assert (refused.value.expected, refused.value.got) == ("a or b", "z")
+
+
+def test_a_second_process_under_a_name_is_refused_while_the_first_is_there(meet: Meet) -> None:
+    peer = meet(experiment())
+    peer("a").join(data())
+    with pytest.raises(MembershipError, match=r"peer a is here already, from .*(process|thread) [0-9]+"):
+        peer("a").join(data())
+
+
+def test_nothing_goes_before_joining(meet: Meet) -> None:
+    peer = meet(experiment())
+    a = peer("a")
+    with pytest.raises(ProtocolError, match="join"):
+        a.exchange(START, np.arange(4), prediction("a", START, 4))
+    with pytest.raises(ProtocolError, match="join"):
+        a.report(START, {"loss": 1.0})
+    a.join(data())
+
+
+BAD = {
+    "other samples": (AlignmentError, lambda p, ids: (p, ids[::-1], prediction("a", p, 4))),
+    "another position": (AlignmentError, lambda p, ids: (Position(0, 1), ids, prediction("a", p, 4))),
+    "too many rows": (PredictionError, lambda p, ids: (p, ids, prediction("a", p, 5))),
+    "too few classes": (PredictionError, lambda p, ids: (p, ids, np.full((4, 2), 0.5, np.float32))),
+    "not a number": (PredictionError, lambda p, ids: (p, ids, np.full((4, CLASSES), np.nan, np.float32))),
+    "negative": (PredictionError, lambda p, ids: (p, ids, np.tile(np.float32([1.5, -0.5, 0]), (4, 1)))),
+    "not normalised": (PredictionError, lambda p, ids: (p, ids, np.full((4, CLASSES), 0.5, np.float32))),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_guarantees_1_and_4_a_refusal_is_raised_here_and_nobody_else_notices(meet: Meet, background, name: str) -> None:
+    settings = experiment()
+    peer = meet(settings)
+    kind, make = BAD[name]
+    a, b = peer("a"), peer("b")
+    a.join(data()), b.join(data())
+    waiting = background(exchange, b, "b", START, settings)
+    ids = settings.layout(SAMPLES).batch(a.order(0), 0)
+    with pytest.raises(kind) as refused:
+        a.exchange(*make(START, ids))
+    assert refused.value.expected
+    assert refused.value.got
+    again = peer("a")
+    again.join(data())
+    target = exchange(again, "a", START, settings)
+    assert target.probabilities.tobytes() == prediction("b", START, 4).tobytes()
+    assert waiting.result(SECONDS).probabilities.tobytes() == prediction("a", START, 4).tobytes()
+
+
+def test_after_a_refusal_everything_says_why(meet: Meet) -> None:
+    a = meet(experiment())("a")
+    a.join(data())
+    for _ in range(2):
+        with pytest.raises(AlignmentError, match="other samples"):
+            a.exchange(START, np.arange(4)[::-1], prediction("a", START, 4))
+    a.fail("told above")  # never raises
+
+
+def test_a_peer_that_fails_ends_the_run_for_everybody(meet: Meet, background) -> None:
+    settings = experiment(("a", "b", "c"))
+    peer = meet(settings)
+    a, b, c = (peer(name) for name in "abc")
+    for each in (a, b, c):
+        each.join(data())
+    ids = settings.layout(SAMPLES).batch(a.order(0), 0)
+    waiting = [background(x.exchange, START, ids, prediction(name, START, 4)) for x, name in ((a, "a"), (b, "b"))]
+    c.fail("no memory left")
+    for each in waiting:
+        with pytest.raises(RunFailedError, match="peer c failed: no memory left"):
+            each.result(SECONDS)
+    c.fail("again")
+    a.fail("told by c")
+
+
+def test_a_run_that_failed_while_a_peer_computed_is_told_at_its_next_exchange(meet: Meet) -> None:
+    settings = experiment()
+    peer = meet(settings)
+    a, b = peer("a"), peer("b")
+    a.join(data()), b.join(data())
+    ids = settings.layout(SAMPLES).batch(a.order(0), 0)
+    b.fail("no memory left")
+    for _ in range(2):
+        with pytest.raises(RunFailedError, match="peer b failed: no memory left"):
+            a.exchange(START, ids, prediction("a", START, 4))
+
+
+def test_guarantee_7_waiting_has_an_end_and_names_who_was_waited_for(meet: Meet) -> None:
+    settings = experiment(("a", "b", "c"), patience=2.0)
+    peer = meet(settings)
+    a, b = peer("a"), peer("b")
+    a.join(data()), b.join(data())
+    with pytest.raises(PatienceError, match=r"waited 2 s at epoch 0 step 0 for b \(connected\), c \(not connected\)"):
+        exchange(a, "a", START, settings)
+
+
+def test_nobody_may_finish_before_the_run_has(meet: Meet) -> None:
+    a = meet(experiment())("a")
+    a.join(data())
+    with pytest.raises(RefusedError, match="final metrics before the run's last batch"):
+        a.finish({"test_loss": 1.0})
+
+
+def test_a_peer_that_has_finished_may_still_be_told_to_fail(meet: Meet, background) -> None:
+    settings = experiment()
+    peer = meet(settings)
+    a, b = peer("a"), peer("b")
+    other = background(whole_run, b, "b", settings)
+    whole_run(a, "a", settings)
+    other.result(SECONDS)
+    a.fail("too late")

@@ -1,0 +1,142 @@
+"""The seam without a network: `peer.exchange.Exchange` over the coordinator's session itself."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+
+from coordinator.session import (
+    Answer,
+    Disconnected,
+    Event,
+    Failed,
+    Finished,
+    Joined,
+    Left,
+    MetricsArrived,
+    PredictionArrived,
+    Replaced,
+    Session,
+    Ticked,
+)
+from entangled import PROTOCOL_VERSION
+from entangled.alignment import Fingerprint, Position, SampleIds, batch_digest
+from entangled.distribution import Probabilities
+from entangled.errors import EntangledError, ProtocolError, RefusedError
+from entangled.experiment import Experiment
+from peer.exchange import SoftTarget
+
+TICK_SECONDS = 0.02
+
+
+class InMemoryCoordinator:
+    """What the coordinator's service does, with a lock in the place of its event loop."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.session = Session(experiment, time.monotonic())
+        self.changed = threading.Condition()
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, Answer] = {}
+        self._ended: dict[int, EntangledError | None] = {}
+
+    def peer(self, name: str) -> InMemoryExchange:
+        """A way to the others for a new process of that name."""
+        return InMemoryExchange(self, name)
+
+    def connect(self) -> int:
+        """A new connection's number."""
+        return next(self._numbers)
+
+    def handle(self, connection: int, event: Event) -> None:
+        """Take in an event; an error ends the connection it came on, as in the service."""
+        with self.changed:
+            if connection in self._ended:
+                raise self._ended[connection] or ProtocolError("this connection has ended")
+            try:
+                effects = self.session.handle(event, time.monotonic())
+            except RefusedError as error:
+                self._ended[connection] = error
+                self.session.handle(Disconnected(connection), time.monotonic())
+                raise
+            for effect in effects:
+                match effect:
+                    case Answer():
+                        self._answers[effect.connection] = effect
+                    case Replaced():
+                        self._ended[effect.connection] = ProtocolError("the same process has joined again elsewhere")
+                    case Failed():
+                        self._end_all(effect.error)
+                    case Finished():
+                        self._end_all(None)
+                    case _:
+                        pass
+            self.changed.notify_all()
+
+    def answer(self, connection: int) -> Answer:
+        """Wait for the answer on a connection. Whoever waits lets time pass."""
+        with self.changed:
+            while connection not in self._answers:
+                if connection in self._ended:
+                    raise self._ended[connection] or ProtocolError("the run is over")
+                if not self.changed.wait(TICK_SECONDS):
+                    self.handle(connection, Ticked())
+            return self._answers.pop(connection)
+
+    def _end_all(self, error: EntangledError | None) -> None:
+        for connection in range(next(self._numbers)):
+            self._ended.setdefault(connection, error)
+
+
+class InMemoryExchange:
+    """`peer.exchange.Exchange` of one process."""
+
+    def __init__(self, coordinator: InMemoryCoordinator, name: str) -> None:
+        self._coordinator = coordinator
+        self._name = name
+        self._connection = 0
+
+    def join(self, fingerprint: Fingerprint) -> None:
+        """See `peer.exchange.Exchange.join`."""
+        number = self._coordinator.connect()
+        origin = f"thread {threading.get_ident()}"
+        joined = Joined(number, self._name, str(id(self)), origin, PROTOCOL_VERSION, fingerprint)
+        self._coordinator.handle(number, joined)
+        self._connection = number
+
+    def order(self, epoch: int) -> SampleIds:
+        """See `peer.exchange.Exchange.order`."""
+        with self._coordinator.changed:
+            return self._coordinator.session.order(epoch)
+
+    def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
+        """See `peer.exchange.Exchange.exchange`."""
+        connection, digest = self._joined(), batch_digest(position, sample_ids)
+        arrived = PredictionArrived(connection, position, digest, prediction, prediction.nbytes, 0)
+        self._coordinator.handle(connection, arrived)
+        answer = self._coordinator.answer(connection)
+        return SoftTarget(answer.probabilities, answer.weight)
+
+    def report(self, position: Position, values: dict[str, float], *, epoch_end: bool = False) -> None:
+        """See `peer.exchange.Exchange.report`."""
+        connection = self._joined()
+        self._coordinator.handle(connection, MetricsArrived(connection, position, values, epoch_end, False))
+
+    def finish(self, values: dict[str, float]) -> None:
+        """See `peer.exchange.Exchange.finish`."""
+        connection, layout = self._joined(), self._coordinator.session.layout
+        assert layout is not None
+        end = layout.position(layout.positions - 1)
+        self._coordinator.handle(connection, MetricsArrived(connection, end, values, False, True))
+        self._coordinator.handle(connection, Left(connection, ""))
+
+    def fail(self, reason: str) -> None:
+        """See `peer.exchange.Exchange.fail`."""
+        with contextlib.suppress(EntangledError):
+            self._coordinator.handle(self._connection, Left(self._connection, reason))
+
+    def _joined(self) -> int:
+        if not self._connection:
+            raise ProtocolError("join before anything else")
+        return self._connection

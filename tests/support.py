@@ -1,0 +1,83 @@
+"""What several tests build: small experiments, data sets nobody has to load, made-up predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from entangled.alignment import Fingerprint, Layout, Position, batch_digest, fingerprint, sample_order
+from entangled.distribution import Probabilities
+from entangled.exchange_log import Row, Writer, genesis
+from entangled.experiment import Experiment, parse
+
+SAMPLES, CLASSES = 10, 3
+GENESIS = genesis("name = 'test'")
+
+
+def experiment(peers: tuple[str, ...] = ("a", "b"), epochs: int = 2, batch_size: int = 4, **exchange) -> Experiment:
+    """An experiment with a short last batch on ten samples; `exchange` goes over the defaults of that table."""
+    table = {"data": "mnist", "weight": {"schedule": "linear", "end": 1.0}, "patience": 60.0} | exchange
+    values = {
+        "name": "test",
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "exchange": table,
+        "peers": {name: {"model": "mlp"} for name in peers},
+    }
+    return parse(values, "test")
+
+
+def data(contents: float = 0.0) -> Fingerprint:
+    """The fingerprint of a data set; another number means other contents."""
+    return fingerprint(np.arange(SAMPLES), CLASSES, np.full((SAMPLES, 2), contents))
+
+
+def prediction(peer: str, position: Position, rows: int, seed: int = 0) -> Probabilities:
+    """What `peer` predicts for a batch: a function of the arguments alone."""
+    random = np.random.default_rng([seed, *position, *peer.encode()])
+    return random.dirichlet(np.ones(CLASSES), rows).astype(np.float32)
+
+
+def log_rows(peers: tuple[str, ...] = ("a", "b"), epochs: int = 2, samples: int = SAMPLES, size: int = 4) -> list[Row]:
+    """The rows that a run writes, in the log's order."""
+    layout = Layout(samples=samples, batch_size=size, epochs=epochs)
+    rows: list[Row] = []
+    for index in range(layout.positions):
+        position = layout.position(index)
+        ids = layout.batch(sample_order(np.arange(samples), "full", 0, position.epoch), position.step)
+        for place, peer in enumerate(peers):
+            rows.append(
+                Row(
+                    position=position,
+                    index=index,
+                    peer=peer,
+                    weight=float(np.float32(0.1 * position.epoch)),
+                    sample_ids=ids,
+                    digest=batch_digest(position, ids),
+                    prediction=prediction(peer, position, len(ids)),
+                    staleness=0,
+                    received_at=1_700_000_000_000_000 + 1000 * index + place,
+                    wait_us=10 * place,
+                    bytes=100 + place,
+                )
+            )
+    return rows
+
+
+def writer(run: Path, peers: tuple[str, ...] = ("a", "b")) -> Writer:
+    """A writer of the log of a run among `peers`."""
+    return Writer(run, GENESIS, len(peers))
+
+
+def same(one: Row, other: Row) -> bool:
+    """Whether two rows of the log are equal in every column."""
+    plain = [(r.position, r.index, r.peer, r.weight, r.digest) for r in (one, other)]
+    plain_too = [(r.staleness, r.received_at, r.wait_us, r.bytes) for r in (one, other)]
+    return (
+        plain[0] == plain[1]
+        and plain_too[0] == plain_too[1]
+        and np.array_equal(one.sample_ids, other.sample_ids)
+        and one.prediction.shape == other.prediction.shape
+        and one.prediction.tobytes() == other.prediction.tobytes()
+    )
