@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from entangled import __version__, experiment_file, grpc_settings
+from entangled import __version__, grpc_settings
 from entangled.cli import log
 from entangled.errors import EntangledError
 
@@ -66,6 +66,8 @@ def run(
 
     Examples: `entangled run`, `entangled run smoke`, `entangled run my.toml --set epochs=5 --run-dir runs/x`.
     """
+    from entangled import experiment_file
+
     if resume is not None:
         if overrides or run_dir:
             raise EntangledError("--resume goes on with a run as it is: give neither --set nor --run-dir with it")
@@ -114,6 +116,8 @@ def experiments(
     show: Annotated[str | None, typer.Option(help="Print this experiment's file.", metavar="NAME")] = None,
 ) -> None:
     """List the experiments that are shipped, one line each."""
+    from entangled import experiment_file
+
     shipped = experiment_file.shipped()
     if show is None:
         for name, text in sorted(shipped.items()):
