@@ -72,6 +72,5 @@ def test_nothing_gets_through(runs: dict[str, Path], state: str, data: st.DataOb
         assert verdict.exchanges == 3 + len(damaged) // 3
     else:
         assert verdict.fault is not None
-        assert verdict.exchanges < run.layout.positions
         assert verdict.fault.expected != verdict.fault.got
     assert verify(run).fault is None
