@@ -7,7 +7,7 @@ FROM ${BASE} AS runtime
 RUN useradd --uid 1000 --user-group --no-create-home --home-dir /tmp entangled
 # HOME, because a user given by --user is none of the image's and would have none.
 ENV PATH=/opt/venv/bin:$PATH HOME=/tmp PYTHONUNBUFFERED=1
-WORKDIR /work
+WORKDIR /mine
 # What Ctrl-C sends, at which both roles take their leave. Process 1 does not hear a SIGTERM that it does not handle.
 STOPSIGNAL SIGINT
 ENTRYPOINT ["entangled"]

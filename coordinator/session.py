@@ -426,10 +426,10 @@ class Session:
                 expected=f"at most {MAX_METRICS} names of {MAX_METRICS} characters",
                 got=str(len(values)),
             )
+        if event.final and not self._trained():
+            raise ProtocolError(f"peer {member.name} sends final metrics before the run's last batch")
         member.position, member.values = event.position, values
         if event.final:
-            if not self._trained():
-                raise ProtocolError(f"peer {member.name} sends final metrics before the run's last batch")
             member.final = event.values
             self._progressed_at = now
         return []

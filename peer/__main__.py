@@ -60,12 +60,14 @@ def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float) -
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         os.environ.setdefault("KERAS_BACKEND", "tensorflow")
         try:
-            from peer import trainer
+            with process.quiet():
+                from peer import trainer
+
+                trainer.configure(settings.device, settings.threads)
         except ModuleNotFoundError as error:
             raise DataError(f"{error.name} is missing: pip install 'entangled[tensorflow]'") from None
         from entangled import datasets
 
-        trainer.configure(settings.device, settings.threads)
         log.info("peer %s trains model %s for %s", name, settings.model, coordinator)
         data = datasets.load(client.experiment.exchange.data)
         trainer.train(client.experiment, name, data, client, folder, client.run_id)

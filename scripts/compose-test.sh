@@ -118,7 +118,7 @@ docker image inspect "$base" >/dev/null 2>&1 || docker pull -q "$base"
 base_bytes=$(docker image inspect -f '{{.Size}}' "$base")
 for service in coordinator cnn; do
   image=$(inspect $service '{{.Image}}')
-  added=$((($(docker image inspect -f '{{.Size}}' "$image") - base_bytes) / 1000000))
+  added=$((($(docker image inspect -f '{{.Size}}' "$image") - base_bytes + 999999) / 1000000))
   owner=$(docker image inspect -f '{{.Config.User}}' "$image")
   case ${owner%%:*} in '' | 0 | root) fail "the image of $service runs as root" ;; esac
   holds=$(frameworks "$image")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from entangled.alignment import Fingerprint, Layout, Position, batch_digest, fingerprint, sample_order
 from entangled.distribution import Probabilities
+from entangled.errors import EntangledError
 from entangled.exchange_log import Row, Writer, genesis
 from entangled.experiment import Experiment, parse
 
@@ -37,6 +39,15 @@ def prediction(peer: str, position: Position, rows: int, seed: int = 0) -> Proba
     """What `peer` predicts for a batch: a function of the arguments alone."""
     random = np.random.default_rng([seed, *position, *peer.encode()])
     return random.dirichlet(np.ones(CLASSES), rows).astype(np.float32)
+
+
+def raised(kind: type[EntangledError], call: Callable[..., object], *arguments: object) -> EntangledError | None:
+    """The error of this kind that `call` raises, or None; any other goes through."""
+    try:
+        call(*arguments)
+    except kind as error:
+        return error
+    return None
 
 
 def log_rows(peers: tuple[str, ...] = ("a", "b"), epochs: int = 2, samples: int = SAMPLES, size: int = 4) -> list[Row]:

@@ -105,6 +105,12 @@ def peer(context: typer.Context) -> None:
     _become("peer", context.args)
 
 
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def replay(context: typer.Context) -> None:
+    """Train one peer of a run again, alone, from the log: to the same weights, or under another λ."""
+    _become("peer.replay", context.args)
+
+
 @app.command()
 def experiments(
     show: Annotated[str | None, typer.Option(help="Print this experiment's file.", metavar="NAME")] = None,

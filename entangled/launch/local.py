@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
@@ -67,7 +67,7 @@ def run(
                 train = ["peer", name, "--coordinator", address, "--run-dir", str(folder)]
                 roles.append(Role(f"peer {name}", train, folder / "peers" / name / "peer.log"))
             watch = _Watch(address, observe)
-            _supervise(roles, watch, say)
+            supervise(roles, watch, say)
             watch.join()
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave orphans
@@ -80,7 +80,13 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _supervise(roles: list[Role], watch: _Watch, say: Callable[[str], None]) -> None:
+class Progressing(Protocol):
+    """Knows how far the run is."""
+
+    complete: int
+
+
+def supervise(roles: list[Role], watch: Progressing, say: Callable[[str], None]) -> None:
     """Wait until every role is done; start again what is killed; RunFailedError as soon as one fails."""
     complete = 0
     while any(role.exit_code is None for role in roles):

@@ -60,7 +60,7 @@ class Run:
 
 def started(folder: Path) -> bool:
     """Whether the first peer has joined, so that the run can be opened."""
-    return (folder / "run.json").exists()
+    return (folder / "run.json").exists() and "samples" in _json(folder / "run.json")
 
 
 def finished(folder: Path) -> bool:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from entangled.exchange_log import stream_path
-from tests.integration.runs import assert_equal_to_the_bit
+from tests.faults.launched import processes, until
+from tests.integration.runs import ENTANGLED, assert_equal_to_the_bit, entangled
 
-ENTANGLED = [sys.executable, "-c", "from entangled.cli.main import main; main()"]
 SMALL = [
     "smoke",
     "--set=epochs=3",
@@ -24,13 +21,6 @@ SMALL = [
     "--set=checkpoint.steps=10",
     "--set=peers.mlp.model=tests.integration.models:noisy",
 ]
-
-
-def entangled(*arguments: str, faults: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **({"ENTANGLED_FAULTS": str(faults)} if faults else {})}
-    return subprocess.run(
-        [*ENTANGLED, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +72,16 @@ def test_kills_change_nothing(tmp_path: Path, undisturbed: Path, faults: list[st
 def test_a_run_whose_every_process_died_and_whose_files_are_torn_is_resumed(tmp_path: Path, undisturbed: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen([*ENTANGLED, "run", *SMALL, "--run-dir", str(run)], stdout=subprocess.DEVNULL)
-    wait_for(lambda: stream_path(run, 1).exists() and stream_path(run, 1).stat().st_size > 20_000)
+    stream = stream_path(run, 1)
+    until(lambda: stream.exists() and stream.stat().st_size > 20_000, "the second epoch")
     process.kill()  # its processes die with it
     process.wait()
-    wait_for(lambda: not processes_of(run))
-    torn = [stream_path(run, 1), *(max((run / "peers" / p / "checkpoints").iterdir()) for p in ("cnn", "mlp"))]
+    until(lambda: not processes(str(run)), "the end of its processes")
+    torn = [stream, *(max((run / "peers" / p / "checkpoints").iterdir()) for p in ("cnn", "mlp"))]
     for path in torn:
         os.truncate(path, path.stat().st_size - 700)
-    with stream_path(run, 1).open("ab") as stream:
-        stream.write(bytes(1000))  # what some file systems leave after a power cut
+    with stream.open("ab") as file:
+        file.write(bytes(1000))  # what some file systems leave after a power cut
 
     refused = entangled("run", *SMALL, "--run-dir", str(run))
     assert refused.returncode == 1
@@ -99,16 +90,3 @@ def test_a_run_whose_every_process_died_and_whose_files_are_torn_is_resumed(tmp_
     done = entangled("run", "--resume", str(run))
     assert done.returncode == 0, done.stderr
     assert_equal_to_the_bit(undisturbed, run)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
-
-
-def processes_of(run: Path) -> list[str]:
-    """The command lines of all processes that work on a run."""
-    lines = [path.read_bytes().replace(b"\0", b" ").decode() for path in Path("/proc").glob("[0-9]*/cmdline")]
-    return [line for line in lines if str(run) in line]

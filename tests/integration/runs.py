@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from entangled.exchange_log import read
+
+ENTANGLED = [sys.executable, "-c", "from entangled.cli.main import main; main()"]
+SMALL = ["smoke", "--set", "epochs=2", "--set", "exchange.data=mnist[:1000]"]
+
+
+def entangled(
+    *arguments: str, cwd: Path | None = None, faults: Path | None = None, seconds: float = 120.0
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line; `faults` is the folder of scheduled ones."""
+    environment = {**os.environ, **({"ENTANGLED_FAULTS": str(faults)} if faults else {})}
+    return subprocess.run(
+        [*ENTANGLED, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
 
 
 def assert_equal_to_the_bit(one: Path, other: Path, peers: tuple[str, ...] = ("cnn", "mlp")) -> None:

@@ -1,0 +1,101 @@
+"""The launcher's processes: none outlives it, and each can say why it ended. Without training."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from entangled.errors import RunFailedError
+from entangled.launch import local
+from entangled.launch import processes as launcher
+from entangled.launch.processes import Role, stop
+from tests.faults.launched import processes, until
+
+IDLE = "tests.faults.idle"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    until(lambda: not processes(str(tmp_path)), "the end of every process")
+
+
+def start(kind: str, folder: Path) -> Role:
+    role = Role(f"peer {kind}", [IDLE, kind, str(folder)], folder / f"{kind}.log")
+    until(lambda: role.exit_code is not None or "ready" in role.log.read_text(), f"{kind} to be ready")
+    return role
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("error", "no memory left"),
+        ("trace", "exit code 1: RuntimeError: unexpected"),
+        ("silent", "exit code 3: it pri"),
+    ],
+)
+def test_a_role_says_why_it_ended(tmp_path: Path, kind: str, why: str) -> None:
+    role = start(kind, tmp_path)
+    assert role.why().startswith(why)
+    stop([role])  # nothing to do
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+def test_a_role_that_a_signal_ended_says_which(tmp_path: Path, number: signal.Signals) -> None:
+    role = start("idle", tmp_path)
+    role.process.send_signal(number)
+    until(lambda: role.exit_code is not None, "its end")
+    assert role.exit_code == -number
+    assert role.why() == f"ended by {number.name}"
+
+
+def test_stopping_ends_the_willing_and_the_stubborn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "STOP_SECONDS", 0.2)
+    roles = [start("idle", tmp_path), start("stubborn", tmp_path)]
+    stop(roles)
+    assert [role.exit_code for role in roles] == [-signal.SIGTERM, -signal.SIGKILL]
+
+
+def test_a_launcher_that_is_killed_takes_its_roles_along(tmp_path: Path) -> None:
+    script = f"""
+import pathlib, signal
+from entangled.launch.processes import Role
+roles = [Role("r", ["{IDLE}", kind, "{tmp_path}"], pathlib.Path("{tmp_path}") / kind) for kind in ("idle", "stubborn")]
+signal.pause()
+"""
+    launcher_process = subprocess.Popen([sys.executable, "-c", script])
+    logs = [tmp_path / kind for kind in ("idle", "stubborn")]
+    until(lambda: all(log.exists() and "ready" in log.read_text() for log in logs), "both roles to be ready")
+    assert len(processes(str(tmp_path))) == 3
+    launcher_process.kill()
+    launcher_process.wait()
+    until(lambda: not processes(str(tmp_path)), "the end of its roles")
+
+
+class Watched:
+    """Stands in for what follows the coordinator."""
+
+    complete = 0
+
+
+def test_a_role_that_is_killed_again_and_again_ends_the_run(tmp_path: Path) -> None:
+    said: list[str] = []
+    roles = [start("idle", tmp_path), start("killed", tmp_path)]
+    with pytest.raises(RunFailedError, match=r"peer killed: ended by SIGKILL \(its log: .*killed.log\)"):
+        local.supervise(roles, Watched(), said.append)
+    assert said == ["peer killed was killed (ended by SIGKILL); started again"] * local.RESTARTS
+    stop(roles)
+
+
+def test_a_role_that_fails_ends_the_run_at_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    roles = [start("idle", tmp_path), start("error", tmp_path)]
+    with pytest.raises(RunFailedError, match="peer error: no memory left"):
+        local.supervise(roles, Watched(), said.append)
+    assert said == []
+    stop(roles)

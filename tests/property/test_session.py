@@ -1,0 +1,202 @@
+"""The session under any sequence of events, in any order (guarantees 2, 3 and 7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.session import (
+    Answer,
+    Disconnected,
+    Event,
+    Failed,
+    Finished,
+    Joined,
+    Left,
+    MetricsArrived,
+    PredictionArrived,
+    Record,
+    Session,
+    Ticked,
+)
+from entangled import PROTOCOL_VERSION
+from entangled.alignment import Position, batch_digest
+from entangled.errors import RefusedError
+from tests.support import CLASSES, SAMPLES, data, experiment, prediction
+
+NAMES = "abcde"
+
+
+def joined(connection: int, peer: str, instance: str = "", **changes: Any) -> Joined:
+    values = {
+        "connection": connection,
+        "peer": peer,
+        "instance": instance or peer,
+        "origin": "here",
+        "protocol_version": PROTOCOL_VERSION,
+        "fingerprint": data(),
+    }
+    return Joined(**(values | changes))
+
+
+def predicted(session: Session, connection: int, peer: str, index: int, seed: int = 0, **changes: Any):
+    layout = session.experiment.layout(SAMPLES)
+    position = layout.position(index)
+    ids = layout.batch(session.order(position.epoch), position.step)
+    values = {
+        "connection": connection,
+        "position": position,
+        "digest": batch_digest(position, ids),
+        "probabilities": prediction(peer, position, len(ids), seed),
+        "size": 1,
+        "received_at": 0,
+    }
+    return PredictionArrived(**(values | changes))
+
+
+@given(st.data(), st.integers(2, 5))
+def test_guarantee_3_soft_targets_do_not_depend_on_the_order_of_arrival(choose: st.DataObject, peers: int) -> None:
+    names = tuple(NAMES[:peers])
+    settings = experiment(names)
+    runs: list[dict[tuple[int, str], bytes]] = []
+    for shuffled in (False, True):
+        session = Session(settings, 0.0)
+        order = choose.draw(st.permutations(names)) if shuffled else names
+        for name in order:
+            session.handle(joined(NAMES.index(name), name), 0.0)
+        seen: dict[tuple[int, str], bytes] = {}
+        for index in range(settings.layout(SAMPLES).positions):
+            order = choose.draw(st.permutations(names)) if shuffled else names
+            effects = []
+            for name in order:
+                effects = session.handle(predicted(session, NAMES.index(name), name, index), 0.0)
+            seen |= {(index, NAMES[e.connection]): e.probabilities.tobytes() for e in effects if isinstance(e, Answer)}
+            (record,) = (e.exchange for e in effects if isinstance(e, Record))
+            assert tuple(record.arrivals) == names
+        assert len(seen) == peers * settings.layout(SAMPLES).positions
+        runs.append(seen)
+    assert runs[0] == runs[1]
+
+
+# What may happen, as data: (kind, connection, choice, number). Most of it is wrong at most times.
+ACTIONS = st.tuples(
+    st.sampled_from(
+        ["join", "everybody", "everybody", "predict", "predict", "report", "finish", "leave", "cut", "tick"]
+    ),
+    st.integers(0, 4),
+    st.integers(0, 7),
+    st.integers(-3, 3),
+)
+
+
+def events(session: Session, action: tuple[str, int, int, int]) -> list[Event]:
+    kind, connection, choice, number = action
+    peer = "abz"[choice % 3]
+    match kind:
+        case "join":
+            changes: dict[str, Any] = [{}, {}, {}, {}, {"protocol_version": 9}, {"fingerprint": data(1.0)}, {}, {}][
+                choice
+            ]
+            return [joined(connection, peer, instance=f"{peer}{number % 2}", **changes)]
+        case "everybody" if session.layout is not None and session.complete < session.layout.positions:
+            there = [m for m in session.members.values() if m.connection is not None]
+            return [predicted(session, m.connection or 0, m.name, session.complete) for m in there]
+        case "predict" if session.layout is not None:
+            index = min(max(session.complete + number, 0), session.layout.positions - 1)
+            rows = session.layout.rows(session.layout.position(index).step)
+            bad: list[dict[str, Any]] = [
+                {},
+                {"digest": bytes(16)},
+                {"digest": b""},
+                {"position": Position(number + 3, 2**32 - 1)},
+                {"probabilities": np.full((rows, CLASSES), np.nan, np.float32)},
+                {"probabilities": np.zeros((0, 0), np.float32)},
+                {"probabilities": np.full((rows, CLASSES), -1, np.float32)},
+                {},
+            ]
+            return [predicted(session, connection, peer, index, seed=choice % 2, **bad[choice])]
+        case "report":
+            return [MetricsArrived(connection, Position(choice, number + 3), {"loss": float(number)}, False, False)]
+        case "finish":
+            return [MetricsArrived(connection, Position(1, 2), {"test_loss": 1.0}, False, True), Left(connection, "")]
+        case "leave":
+            return [Left(connection, "broken" if choice == 0 else "")]
+        case "cut":
+            return [Disconnected(connection)]
+        case "tick":
+            return [Ticked()]
+        case _:
+            return []
+
+
+def state(session: Session) -> object:
+    """All that a refusal must not change."""
+    members = [
+        (m.name, m.connection, m.instance, m.done, m.final, m.position, m.values) for m in session.members.values()
+    ]
+    return session.complete, session.over, session.weight, session.fingerprint, session.waited_for(), repr(members)
+
+
+@given(st.lists(ACTIONS, max_size=60))
+def test_guarantees_2_and_7_no_sequence_of_events_breaks_the_session(actions: list[tuple[str, int, int, int]]) -> None:
+    session = Session(experiment(("a", "b")), 0.0)
+    session.handle(joined(0, "a", instance="a0"), 0.0)
+    session.handle(joined(1, "b", instance="b0"), 0.0)
+    first: dict[tuple[str, Position], bytes] = {}
+    recorded: list[int] = []
+    now = 0.0
+    for action in actions:
+        now += 1.0
+        for event in events(session, action):
+            before = state(session)
+            connected = {m.connection: m.name for m in session.members.values()}
+            try:
+                effects = session.handle(event, now)
+            except RefusedError:
+                assert state(session) == before
+                continue
+            finally:
+                session.validate()
+            for effect in effects:
+                if isinstance(effect, Record):
+                    recorded.append(effect.exchange.index)
+                if isinstance(effect, Answer):
+                    key = connected[effect.connection], effect.position
+                    assert first.setdefault(key, effect.probabilities.tobytes()) == effect.probabilities.tobytes()
+                if isinstance(effect, Failed | Finished):
+                    assert session.over
+    assert recorded == list(range(session.complete))  # each exchange once, in order
+    assert {position for _, position in first} <= {session.experiment.layout(SAMPLES).position(i) for i in recorded}
+
+
+@given(st.lists(st.sampled_from([("cut", 0), ("cut", 1), ("go", 0)]), max_size=40), st.integers(2, 4))
+def test_however_often_connections_break_the_run_comes_to_its_end(cuts: list[tuple[str, int]], peers: int) -> None:
+    names = tuple(NAMES[:peers])
+    session = Session(experiment(names), 0.0)
+    layout, connection = session.experiment.layout(SAMPLES), {name: NAMES.index(name) for name in names}
+    number = len(names)
+    for name in names:
+        session.handle(joined(connection[name], name), 0.0)
+    pending = [*cuts]
+    for index in range(layout.positions):
+        for name in names:
+            while pending and pending[0][0] == "cut":
+                broken = names[pending.pop(0)[1]]
+                session.handle(Disconnected(connection[broken]), 0.0)
+                connection[broken] = number = number + 1
+                session.handle(joined(number, broken), 0.0)
+                session.validate()
+            pending = pending[1:]
+            session.handle(predicted(session, connection[name], name, index), 0.0)
+            session.validate()
+    assert session.complete == layout.positions
+    last = layout.position(layout.positions - 1)
+    effects = []
+    for name in names:
+        session.handle(MetricsArrived(connection[name], last, {"test_loss": 1.0}, False, True), 0.0)
+        effects = session.handle(Left(connection[name], ""), 0.0)
+    assert any(isinstance(e, Finished) for e in effects)
+    assert session.over
