@@ -120,7 +120,10 @@ def test_what_is_no_run_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "experiment.toml").write_text("")
     with pytest.raises(LogError, match="no peer has joined"):
         open_run(tmp_path)
-    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "run.json").write_text('{"run_id": "0"}')
+    with pytest.raises(LogError, match="no peer has joined"):
+        open_run(tmp_path)
+    (tmp_path / "run.json").write_text('{"samples": "ten", "classes": 3}')
     with pytest.raises(LogError, match="how many samples"):
         open_run(tmp_path)
     (tmp_path / "exchange" / "epoch=x").mkdir(parents=True)
