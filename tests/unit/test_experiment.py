@@ -180,7 +180,7 @@ def test_the_shipped_recipes_are_the_notebooks(name: str) -> None:
     value = load(name)
     assert {value.peers[p].model for p in ("cnn", "mlp")} == {"cnn", "mlp"}
     assert value.exchange.direction == "self_other"
-    assert value.exchange.shuffle_buffer == 100
+    assert value.exchange.shuffle_buffer == ("full" if name == "mnist" else 100)
     assert value.exchange.weight == Linear(schedule="linear", start=0.0, end=0.05, per="epoch")
     assert all(p.optimizer.model_dump() == {"name": "adam", "learning_rate": 0.01} for p in value.peers.values())
 
