@@ -1,5 +1,5 @@
 # `make run` sets everything up and runs the main job; `make check` sets everything up and passes every check.
-.PHONY: help setup run check lint test bench compose-test proto clean
+.PHONY: help setup run check lint test bench chaos compose-test proto clean
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -29,6 +29,9 @@ test: setup      ## the tests
 
 bench: setup     ## the benchmarks: ratios measured side by side
 	python -m benchmarks.notebook
+
+chaos: setup     ## kill at random for minutes, and check that nothing changed
+	python -m benchmarks.chaos
 
 compose-test:    ## a run in containers; needs a Docker engine
 	scripts/compose-test.sh
