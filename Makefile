@@ -1,10 +1,10 @@
 # `make run` sets everything up and runs the main job; `make check` sets everything up and passes every check.
-.PHONY: help setup run check lint test proto clean
+.PHONY: help setup run check lint test bench chaos compose-test proto clean
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 help:            ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 setup: .venv/.stamp  ## make .venv with everything in it
 .venv/.stamp: pyproject.toml constraints.txt
@@ -26,6 +26,15 @@ lint: setup      ## all checks but the tests
 
 test: setup      ## the tests
 	pytest
+
+bench: setup     ## the benchmarks: ratios measured side by side
+	python -m benchmarks.notebook
+
+chaos: setup     ## kill at random for minutes, and check that nothing changed
+	python -m benchmarks.chaos
+
+compose-test:    ## a run in containers; needs a Docker engine
+	scripts/compose-test.sh
 
 proto: setup     ## generate entangled/v1 from proto/
 	python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/entangled/v1/*.proto

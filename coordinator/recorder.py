@@ -8,11 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from coordinator.session import Exchange
-from entangled.distribution import agreement
+from coordinator.events import Exchange
+from entangled import faults
 from entangled.exchange_log import Row, Writer, genesis
 
 GATHER_SECONDS = 0.05
@@ -30,16 +27,15 @@ class Recorder:
         self,
         run: Path,
         experiment_toml: str,
+        peers: int,
         on_durable: Callable[[int], None],
         on_error: Callable[[Exception], None],
     ) -> None:
-        self._writer = Writer(run, genesis(experiment_toml))
+        self._writer = Writer(run, genesis(experiment_toml), peers)
         self._on_durable = on_durable
         self._on_error = on_error
+        self._failed = False
         self._queue: queue.SimpleQueue[Exchange | None] = queue.SimpleQueue()
-        self._epoch = -1
-        self._agreeing: npt.NDArray[np.float64] = np.zeros(0)
-        self._rows = 0
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self._thread.start()
 
@@ -47,19 +43,22 @@ class Recorder:
         """Have an exchange written."""
         self._queue.put(exchange)
 
-    def close(self) -> None:
-        """Write what is left, finish the last epoch, and wait for that."""
+    def close(self, *, finished: bool) -> None:
+        """Write what is left, and wait for that; where the run is `finished`, its last epoch is, too."""
         self._queue.put(None)
         self._thread.join()
+        if finished and not self._failed:
+            self._writer.finish_epoch()
 
     @property
     def chain(self) -> bytes:
         """The last row's chain value; to be asked for after `close`."""
         return self._writer.chain
 
-    def agreement(self) -> list[float]:
-        """Per peer, in order: the share of the last epoch's samples on which it agreed with the other peers."""
-        return (self._agreeing / max(self._rows, 1)).tolist()
+    @property
+    def resumed(self) -> int:
+        """How many exchanges, from the first, the log held when it was opened."""
+        return self._writer.resumed
 
     def _work(self) -> None:
         try:
@@ -67,11 +66,10 @@ class Recorder:
                 first = self._queue.get()
                 if first is not None:
                     time.sleep(GATHER_SECONDS)
-                last = self._write([first])
-                if last:
-                    self._writer.finish_epoch()
+                if self._write([first]):
                     return
         except Exception as error:  # the disk's, whatever it is: the run must hear of it
+            self._failed = True
             self._on_error(error)
 
     def _write(self, exchanges: list[Exchange | None]) -> bool:
@@ -83,7 +81,9 @@ class Recorder:
             if exchange is not None:
                 self._append(exchange)
                 complete = exchange.index + 1
+        faults.point("coordinator", "before log write")
         self._writer.flush()
+        faults.point("coordinator", "after log write")
         if complete:
             self._on_durable(complete)
         return exchanges[-1] is None
@@ -106,8 +106,3 @@ class Recorder:
                     arrival.size,
                 )
             )
-        if exchange.position.epoch != self._epoch:
-            self._epoch, self._rows, self._agreeing = exchange.position.epoch, 0, np.zeros(len(exchange.arrivals))
-        rows = len(exchange.sample_ids)
-        self._agreeing += agreement([a.probabilities for a in exchange.arrivals.values()]) * rows
-        self._rows += rows

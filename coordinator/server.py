@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import signal
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from coordinator.archive import Archive
 from coordinator.recorder import Recorder
+from coordinator.run_folder import RunFolder
 from coordinator.service import CoordinatorService
 from coordinator.session import Session
-from entangled import codec
-from entangled.alignment import Fingerprint
+from entangled import atomic, codec
+from entangled.alignment import Position
+from entangled.distribution import agreement
 from entangled.errors import EntangledError, LogError, RunFailedError
 from entangled.experiment import Experiment
 from entangled.experiment_file import dumps
@@ -42,9 +44,12 @@ OPTIONS = [
     ("grpc.http2.max_ping_strikes", 0),
 ]
 
+FAREWELL_SECONDS = 2.0
+"""How long a run that failed says so to peers that come back."""
+
 
 async def serve(experiment: Experiment, listen: str, run: Path) -> None:
-    """Coordinate one run, from the first peer to the last goodbye.
+    """Coordinate one run, from the first peer to the last goodbye; one that was interrupted goes on.
 
     Args:
         experiment: what is to be run.
@@ -55,8 +60,8 @@ async def serve(experiment: Experiment, listen: str, run: Path) -> None:
         EntangledError: the run failed; the message says because of whom.
     """
     loop = asyncio.get_running_loop()
-    toml, run_id = dumps(experiment), uuid.uuid4().hex
-    run.mkdir(parents=True, exist_ok=True)
+    toml = dumps(experiment)
+    folder = RunFolder(run, toml)
 
     def disk_failed(error: Exception) -> None:
         reason = LogError(f"cannot write the exchange log in {run}: {error}")
@@ -65,34 +70,31 @@ async def serve(experiment: Experiment, listen: str, run: Path) -> None:
     def durable(complete: int) -> None:
         loop.call_soon_threadsafe(service.durable, complete)
 
-    recorder = Recorder(run, toml, durable, disk_failed)
-    (run / "experiment.toml").write_text(toml, "utf-8")
-    began: list[float] = []
-
-    def started(data: Fingerprint) -> None:
-        began.append(time.monotonic())
-        description = {
-            "run_id": run_id,
-            "samples": data.samples,
-            "classes": data.classes,
-            "ids_digest": data.ids_digest.hex(),
-            "contents_digest": data.contents_digest.hex(),
-        }
-        _write_json(run / "run.json", description)
-
-    service = CoordinatorService(Session(experiment, time.monotonic()), toml, run_id, recorder.add, started)
+    recorder = Recorder(run, toml, len(experiment.peers), durable, disk_failed)
+    session = Session(experiment, time.monotonic(), folder.restored(recorder.resumed))
+    service = CoordinatorService(session, toml, folder, recorder.add)
     server = await _start(service, listen)
     log.info("coordinating %s for %s on %s", experiment.name, ", ".join(experiment.peer_names), listen)
+    if session.complete:
+        log.info("going on after %d of %d exchanges", session.complete, service.activity().total)
+    stopped: list[int] = []
+
+    def stop(number: int) -> None:
+        stopped.append(number)
+        service.fail(RunFailedError("the coordinator was stopped"))
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: service.fail(RunFailedError("the coordinator was stopped")))
+        loop.add_signal_handler(number, stop, number)
     ticking = asyncio.create_task(service.tick())
     try:
         error = await service.over
-        seconds = time.monotonic() - began[0] if began else 0.0
-        await asyncio.to_thread(recorder.close)
+        await asyncio.to_thread(recorder.close, finished=error is None)
         if error is not None:
+            if not stopped:  # a peer that missed why its stream ended asks again
+                await asyncio.sleep(FAREWELL_SECONDS)
             raise error
-        _write_json(run / "summary.json", _summary(service.session, recorder, seconds))
+        if not folder.finished:
+            atomic.write_json(run / "summary.json", _summary(session, recorder, folder))
         log.info("done: %s", run / "summary.json")
     finally:
         ticking.cancel()
@@ -117,19 +119,24 @@ async def _start(service: CoordinatorService, listen: str) -> grpc.aio.Server:
     return server
 
 
-def _summary(session: Session, recorder: Recorder, seconds: float) -> dict[str, object]:
-    agreement = dict(zip(session.members, recorder.agreement(), strict=True))
+def _summary(session: Session, recorder: Recorder, folder: RunFolder) -> dict[str, object]:
+    agreement = _agreement(session, folder.path)
     return {
         "experiment": session.experiment.name,
         "peers": {m.name: {**(m.final or {}), "agreement": agreement[m.name]} for m in session.members.values()},
         "exchanges": session.complete,
-        "wall_seconds": seconds,
+        "wall_seconds": folder.seconds,
         "final_weight": session.weight,
         "chain": recorder.chain.hex(),
     }
 
 
-def _write_json(path: Path, value: object) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
-    temporary.rename(path)
+def _agreement(session: Session, run: Path) -> dict[str, float]:
+    """Per peer, the share of the last epoch's samples on which it agreed with the other peers."""
+    layout = session.experiment.layout(session.fingerprint.samples if session.fingerprint else 0)
+    archive, total = Archive(run, session.experiment.peer_names), np.zeros(len(session.members))
+    for step in range(layout.steps_per_epoch):
+        position = Position(layout.epochs - 1, step)
+        _, predictions = archive.exchange(position, layout.index(position))
+        total += agreement(predictions) * layout.rows(step)
+    return dict(zip(session.members, (total / layout.samples).tolist(), strict=True))

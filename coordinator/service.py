@@ -11,10 +11,13 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 from google.protobuf.message import DecodeError
 
-from coordinator.session import (
+from coordinator.archive import Archive
+from coordinator.events import (
     Answer,
+    Departed,
     Disconnected,
     Effect,
     Event,
@@ -25,16 +28,20 @@ from coordinator.session import (
     Left,
     MetricsArrived,
     PredictionArrived,
+    Recall,
     Record,
     Replaced,
-    Session,
     Started,
+    Synced,
     Ticked,
     Warn,
     Welcome,
 )
-from entangled import PROTOCOL_VERSION, codec
-from entangled.alignment import Fingerprint, Position
+from coordinator.run_folder import RunFolder
+from coordinator.session import Session
+from entangled import PROTOCOL_VERSION, codec, faults
+from entangled.alignment import Position
+from entangled.distribution import soft_targets
 from entangled.errors import EntangledError, ProtocolError
 from entangled.status import to_status
 from entangled.v1 import exchange_pb2 as pb
@@ -83,30 +90,26 @@ class CoordinatorService(CoordinatorServicer):
     Args:
         session: the state machine.
         experiment_toml: the experiment as resolved, for peers to read.
-        run_id: names this run.
+        folder: the run's, with its log.
         record: takes a complete exchange for the log; must not block.
-        started: is told the data set's fingerprint when the first peer joins.
     """
 
     def __init__(
         self,
         session: Session,
         experiment_toml: str,
-        run_id: str,
+        folder: RunFolder,
         record: Callable[[Exchange], None],
-        started: Callable[[Fingerprint], None],
     ) -> None:
         self.session = session
         self.over: asyncio.Future[EntangledError | None] = asyncio.get_running_loop().create_future()
         """Done when the run is; holds why it failed, or None."""
         self._toml = experiment_toml
-        self._run_id = run_id
+        self._folder = folder
         self._record = record
-        self._started = started
+        self._archives: dict[int, Archive] = {}
         self._connections: dict[int, _Connection] = {}
         self._last_id = 0
-        self._durable = 0
-        self._durable_sent = 0
 
     # ---- the contract's methods
 
@@ -121,7 +124,9 @@ class CoordinatorService(CoordinatorServicer):
                     got=f"protocol {request.protocol_version}",
                 ),
             )
-        return pb.GetExperimentReply(protocol_version=PROTOCOL_VERSION, experiment_toml=self._toml)
+        return pb.GetExperimentReply(
+            protocol_version=PROTOCOL_VERSION, experiment_toml=self._toml, run_id=self._folder.run_id
+        )
 
     async def GetSampleOrder(  # noqa: N802
         self, request: pb.GetSampleOrderRequest, context: Any
@@ -137,6 +142,8 @@ class CoordinatorService(CoordinatorServicer):
 
     async def Exchange(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
         """One peer process's stream."""
+        if self.over.done():
+            await _abort(context, self.over.result() or ProtocolError("the run is over"))
         self._last_id += 1
         identity, connection = self._last_id, _Connection()
         self._connections[identity] = connection
@@ -152,6 +159,7 @@ class CoordinatorService(CoordinatorServicer):
             log.warning("refused %s: %s", context.peer(), error)
         finally:
             del self._connections[identity]
+            self._archives.pop(identity, None)
             self._handle(Disconnected(identity))
             reader.cancel()
             connection.end()
@@ -178,18 +186,16 @@ class CoordinatorService(CoordinatorServicer):
 
     def durable(self, complete: int) -> None:
         """Every position before `complete` is on disk."""
-        self._durable = complete
+        self._handle(Synced(complete))
+        for connection in self._connections.values():
+            connection.send(pb.CoordinatorMessage(durable=pb.Durable(complete=complete)))
 
     async def tick(self) -> None:
-        """Let time pass, for ever: deadlines, durability notices, heartbeats."""
+        """Let time pass, for ever: deadlines, heartbeats."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._handle(Ticked())
             now = time.monotonic()
-            if self._durable != self._durable_sent:
-                self._durable_sent = self._durable
-                for connection in self._connections.values():
-                    connection.send(pb.CoordinatorMessage(durable=pb.Durable(complete=self._durable)))
             for connection in self._connections.values():
                 if now - connection.sent_at > HEARTBEAT_SECONDS:
                     connection.sent_at = now
@@ -240,15 +246,22 @@ class CoordinatorService(CoordinatorServicer):
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Answer(connection, position, digest, weight, probabilities):
+                faults.point("coordinator", "before reply")
                 target = codec.SoftTarget(position, digest, weight, probabilities)
                 self._send(connection, codec.encode_soft_target(target))
+            case Recall():
+                self._recall(effect)
             case Record(exchange):
                 self._record(exchange)
             case Welcome(connection, complete):
-                welcome = pb.Welcome(run_id=self._run_id, complete=complete)
+                welcome = pb.Welcome(run_id=self._folder.run_id, complete=complete)
                 self._send(connection, pb.CoordinatorMessage(welcome=welcome))
+                self._send(connection, pb.CoordinatorMessage(durable=pb.Durable(complete=self.session.durable)))
             case Started(fingerprint):
-                self._started(fingerprint)
+                self._folder.started(fingerprint)
+            case Departed(peer, values):
+                self._folder.departed(peer, values)
+                faults.point("coordinator", "after goodbye")
             case Warn(message):
                 log.warning(message)
             case Replaced(connection):
@@ -259,6 +272,19 @@ class CoordinatorService(CoordinatorServicer):
             case Failed(error):
                 log.error("the run is over: %s", error)
                 self._end(error)
+
+    def _recall(self, recall: Recall) -> None:
+        """Answer from the log: the same arithmetic on the same numbers gives what was answered first (guarantee 2)."""
+        peers = self.session.experiment.peer_names
+        archive = self._archives.setdefault(recall.connection, Archive(self._folder.path, peers))
+        weight, predictions = archive.exchange(recall.position, recall.index)
+        mine = peers.index(recall.peer)
+        if not np.array_equal(predictions[mine], recall.probabilities):
+            log.warning(
+                "peer %s repeated %s with another prediction; the first one stands", recall.peer, recall.position
+            )
+        target = codec.SoftTarget(recall.position, recall.digest, weight, soft_targets(predictions)[mine])
+        self._send(recall.connection, codec.encode_soft_target(target))
 
     def _send(self, connection: int, message: pb.CoordinatorMessage) -> None:
         if connection in self._connections:

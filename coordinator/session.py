@@ -6,13 +6,37 @@ sender did something wrong. It never reads a clock, never blocks and never touch
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from coordinator.events import (
+    Answer,
+    Arrival,
+    Departed,
+    Disconnected,
+    Effect,
+    Event,
+    Exchange,
+    Failed,
+    Finished,
+    Joined,
+    Left,
+    MetricsArrived,
+    PredictionArrived,
+    Recall,
+    Record,
+    Replaced,
+    Started,
+    Synced,
+    Ticked,
+    Warn,
+    Welcome,
+)
 from entangled import PROTOCOL_VERSION
 from entangled.alignment import Fingerprint, Layout, Position, SampleIds, batch_digest, fingerprint, sample_order
-from entangled.distribution import Probabilities, check, soft_targets
+from entangled.distribution import check, soft_targets
 from entangled.errors import (
     AlignmentError,
     EntangledError,
@@ -26,7 +50,11 @@ from entangled.experiment import Experiment
 from entangled.schedule import weight_at
 
 REMEMBERED = 64
-"""Complete exchanges that are kept in memory, to answer a peer that lost its connection before the answer came."""
+"""Complete exchanges that are kept in memory, to answer a peer that lost its connection before the answer came; older
+ones are answered from the log."""
+
+WINDOW = 512
+"""Exchanges that may be answered before they are on disk; less where predictions are large."""
 
 MAX_SAMPLES = 2**27
 """Of one data set: an epoch's order is held in memory, 8 bytes a sample."""
@@ -35,156 +63,14 @@ MAX_METRICS = 64
 """Names of metrics that a peer may use in all, and characters in each."""
 
 
-# ---- events
+LINGER = 10.0
+"""Seconds that a coordinator which came back waits for peers that are done but may not know it."""
 
-
-@dataclass(frozen=True)
-class Joined:
-    """A process asks to be a peer, on a connection."""
-
-    connection: int
-    peer: str
-    instance: str
-    origin: str
-    protocol_version: int
-    fingerprint: Fingerprint
-
-
-@dataclass(frozen=True)
-class PredictionArrived:
-    """A prediction came in on a connection; `received_at` is wall-clock microseconds, for the log only."""
-
-    connection: int
-    position: Position
-    digest: bytes
-    probabilities: Probabilities
-    size: int
-    received_at: int
-
-
-@dataclass(frozen=True)
-class MetricsArrived:
-    """A peer's scalars by name."""
-
-    connection: int
-    position: Position
-    values: dict[str, float]
-    epoch_end: bool
-    final: bool
-
-
-@dataclass(frozen=True)
-class Left:
-    """A peer says goodbye: done, or failed."""
-
-    connection: int
-    failure: str
-
-
-@dataclass(frozen=True)
-class Disconnected:
-    """A connection ended without goodbye."""
-
-    connection: int
-
-
-@dataclass(frozen=True)
-class Ticked:
-    """Time has passed."""
-
-
-Event = Joined | PredictionArrived | MetricsArrived | Left | Disconnected | Ticked
-
-
-# ---- effects
-
-
-@dataclass(frozen=True)
-class Welcome:
-    """Tell a connection that it is in."""
-
-    connection: int
-    complete: int
-
-
-@dataclass(frozen=True)
-class Started:
-    """The data set is known now: keep it with the run."""
-
-    fingerprint: Fingerprint
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Send a soft target."""
-
-    connection: int
-    position: Position
-    digest: bytes
-    weight: float
-    probabilities: Probabilities
-
-
-@dataclass(frozen=True)
-class Record:
-    """Write a complete exchange to the log."""
-
-    exchange: Exchange
-
-
-@dataclass(frozen=True)
-class Warn:
-    """Something a person should know that changes nothing."""
-
-    message: str
-
-
-@dataclass(frozen=True)
-class Replaced:
-    """A process came back on a new connection; close its old one."""
-
-    connection: int
-
-
-@dataclass(frozen=True)
-class Finished:
-    """Every peer is done."""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The run is over for everybody."""
-
-    error: EntangledError
-
-
-Effect = Welcome | Started | Answer | Record | Warn | Replaced | Finished | Failed
+WINDOW_BYTES = 64 * 1024 * 1024
+"""Bytes of predictions that may be answered before they are on disk."""
 
 
 # ---- state
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """One prediction of a batch and when it came (wall-clock microseconds)."""
-
-    probabilities: Probabilities
-    received_at: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """A complete exchange: one batch's predictions, and what each peer gets back."""
-
-    position: Position
-    index: int
-    sample_ids: SampleIds
-    digest: bytes
-    weight: float
-    arrivals: dict[str, Arrival]
-    """By peer, in the experiment's order."""
-    targets: dict[str, Probabilities]
 
 
 @dataclass
@@ -199,13 +85,26 @@ class Member:
     values: dict[str, float] = field(default_factory=dict[str, float])
     final: dict[str, float] | None = None
     done: bool = False
+    heard: bool = False
+    """It knows that it is done; after a restart of the coordinator it may not."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a run's folder tells a coordinator that comes back."""
+
+    fingerprint: Fingerprint
+    complete: int
+    """Positions in the log."""
+    finals: Mapping[str, dict[str, float]]
+    """The final metrics of the peers that are done."""
 
 
 class Session:
     """One run's state. See the module's docstring for how it is driven."""
 
-    def __init__(self, experiment: Experiment, now: float) -> None:
-        """Begin a run of `experiment` at `now`, in seconds of a monotonic clock."""
+    def __init__(self, experiment: Experiment, now: float, restored: Restored | None = None) -> None:
+        """Begin a run of `experiment`, or go on with it, at `now` in seconds of a monotonic clock."""
         self.experiment = experiment
         self.members = {name: Member(name) for name in experiment.peer_names}
         self.fingerprint: Fingerprint | None = None
@@ -213,11 +112,17 @@ class Session:
         self.complete = 0
         self.weight = 0.0
         self.over = False
+        self.durable = 0
+        self._window = WINDOW
+        self._repeated_until = 0
+        self._held: list[Answer] = []
         self._pending: dict[int, dict[str, Arrival]] = {}
         self._recent: dict[int, Exchange] = {}
         self._orders: dict[int, SampleIds] = {}
         self._by_connection: dict[int, Member] = {}
         self._progressed_at = now
+        if restored is not None:
+            self._restore(restored)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take in one event.
@@ -242,9 +147,11 @@ class Session:
             case MetricsArrived():
                 return self._metrics(event, now)
             case Left():
-                return self._leave(event)
+                return self._leave(event, now)
             case Disconnected():
                 return self._disconnect(event)
+            case Synced():
+                return self._sync(event)
             case Ticked():
                 return self._tick(now)
 
@@ -282,8 +189,11 @@ class Session:
         faults = [
             "something waits at a position that is complete" if any(i < self.complete for i in self._pending) else "",
             "a complete exchange was not recognised" if any(set(a) == peers for a in self._pending.values()) else "",
-            "more waits than peers × look-ahead" if len(self._pending) > 1 else "",
-            "too much is remembered" if len(self._recent) > REMEMBERED else "",
+            "more waits than may be repeated"
+            if len(self._pending) > max(1, self._repeated_until - self.complete)
+            else "",
+            "too much is remembered" if len(self._recent) > self._window + REMEMBERED + 1 else "",
+            "more is answered than may be lost" if self.complete - self.durable > self._window + 1 else "",
             "two peers on one connection"
             if len(self._by_connection) != sum(m.connection is not None for m in self.members.values())
             else "",
@@ -334,9 +244,7 @@ class Session:
                 raise AlignmentError(
                     "the sample ids must be 0, 1, … in the data set's order", got=str(announced) or "nothing"
                 )
-            self.fingerprint = announced
-            self.layout = self.experiment.layout(announced.samples)
-            self.weight = self._weight(Position(0, 0))
+            self._begin(announced)
             return [Started(announced)]
         if announced != self.fingerprint:
             raise AlignmentError(
@@ -346,18 +254,40 @@ class Session:
             )
         return []
 
-    def _leave(self, event: Left) -> list[Effect]:
+    def _begin(self, data: Fingerprint) -> None:
+        self.fingerprint = data
+        self.layout = self.experiment.layout(data.samples)
+        self.weight = self._weight(Position(0, 0))
+        size = len(self.members) * self.layout.rows(0) * data.classes * np.dtype(np.float32).itemsize
+        self._window = max(8, min(WINDOW, WINDOW_BYTES // size))
+
+    def _restore(self, restored: Restored) -> None:
+        self._begin(restored.fingerprint)
+        layout, _ = self._run()
+        self.complete = self.durable = restored.complete
+        # What had been answered but was not on disk is gone; the peers, which went on, repeat it.
+        self._repeated_until = restored.complete + self._window + 1
+        if self.complete:
+            self.weight = self._weight(layout.position(self.complete - 1))
+        for name, values in restored.finals.items():
+            self.members[name].final, self.members[name].done = values, True
+
+    def _leave(self, event: Left, now: float) -> list[Effect]:
         member = self._member(event.connection)
         if event.failure:
             return self._fail(RunFailedError(f"peer {member.name} failed: {event.failure}"))
         if member.final is None:
             raise ProtocolError(f"peer {member.name} says it is done without its final metrics")
+        effects: list[Effect] = [] if member.done else [Departed(member.name, member.final)]
         member.done = True
-        effects = self._disconnect(Disconnected(event.connection))
-        if all(m.done for m in self.members.values()):
-            self.over = True
-            effects.append(Finished())
-        return effects
+        member.heard = True
+        self._progressed_at = now
+        effects += self._disconnect(Disconnected(event.connection))
+        return effects + self._end_if(all(m.heard for m in self.members.values()))
+
+    def _end_if(self, over: bool) -> list[Effect]:
+        self.over = over
+        return [Finished()] if over else []
 
     def _disconnect(self, event: Disconnected) -> list[Effect]:
         member = self._by_connection.pop(event.connection, None)
@@ -366,6 +296,8 @@ class Session:
         return []
 
     def _tick(self, now: float) -> list[Effect]:
+        if all(m.done for m in self.members.values()):
+            return self._end_if(now - self._progressed_at > LINGER)
         patience = self.experiment.exchange.patience
         if now - self._progressed_at <= patience:
             return []
@@ -382,8 +314,6 @@ class Session:
         member = self._member(event.connection)
         layout, expected_classes = self._run()
         index = self._check_position(member, event.position, layout)
-        if index < self.complete:
-            return self._answer_again(member, index, event)
         sample_ids = layout.batch(self.order(event.position.epoch), event.position.step)
         digest = batch_digest(event.position, sample_ids)
         if event.digest != digest:
@@ -397,6 +327,8 @@ class Session:
         except PredictionError as error:
             where = f"peer {member.name}'s prediction for {event.position}: {error.message}"
             raise PredictionError(where, expected=error.expected, got=error.got) from None
+        if index < self.complete:
+            return self._answer_again(member, index, event)
         arrivals = self._pending.setdefault(index, {})
         member.position = event.position
         if member.name in arrivals:
@@ -405,7 +337,7 @@ class Session:
         if len(arrivals) < len(self.members):
             return []
         self._progressed_at = now
-        return self._finish_exchange(index, event.position, sample_ids, digest)
+        return self._finish_exchanges()
 
     def _check_position(self, member: Member, position: Position, layout: Layout) -> int:
         if position.epoch >= layout.epochs or position.step >= layout.steps_per_epoch:
@@ -415,7 +347,7 @@ class Session:
                 got=str(position),
             )
         index = layout.index(position)
-        if index > self.complete:
+        if index > self.complete and not self._repeats(member, index):
             raise AlignmentError(
                 f"peer {member.name} is ahead of the run",
                 expected=str(layout.position(self.complete)),
@@ -423,8 +355,20 @@ class Session:
             )
         return index
 
-    def _finish_exchange(self, index: int, position: Position, sample_ids: SampleIds, digest: bytes) -> list[Effect]:
-        pending = self._pending.pop(index)
+    def _repeats(self, member: Member, index: int) -> bool:
+        """After a restart: does the peer repeat, in order, what the log has lost?"""
+        return index < self._repeated_until and member.name in self._pending.get(index - 1, {})
+
+    def _finish_exchanges(self) -> list[Effect]:
+        effects: list[Effect] = []
+        while len(self._pending.get(self.complete, {})) == len(self.members):
+            effects += self._finish_exchange(self.complete)
+        return effects
+
+    def _finish_exchange(self, index: int) -> list[Effect]:
+        layout, _ = self._run()
+        position, pending = layout.position(index), self._pending.pop(index)
+        sample_ids = layout.batch(self.order(position.epoch), position.step)
         arrivals = {name: pending[name] for name in self.members}
         targets = soft_targets([a.probabilities for a in arrivals.values()])
         self.weight = self._weight(position)
@@ -432,32 +376,39 @@ class Session:
             position,
             index,
             sample_ids,
-            digest,
+            batch_digest(position, sample_ids),
             self.weight,
             arrivals,
             dict(zip(arrivals, targets, strict=True)),
         )
         self._recent[index] = exchange
-        self._recent.pop(index - REMEMBERED, None)
         self.complete = index + 1
+        self._forget()
         answers = [_answer(m.connection, exchange, m.name) for m in self.members.values() if m.connection is not None]
+        if self.complete - self.durable > self._window:  # the disk is behind: nobody goes on before it has caught up
+            self._held += answers
+            return [Record(exchange)]
         return [*answers, Record(exchange)]
+
+    def _sync(self, event: Synced) -> list[Effect]:
+        self.durable = event.complete
+        self._forget()
+        if self.complete - self.durable > self._window:
+            return []
+        held, self._held = self._held, []
+        return [*held]
+
+    def _forget(self) -> None:
+        """Drop from memory what the log can answer."""
+        end = min(self.durable, self.complete - REMEMBERED)
+        while self._recent and (first := next(iter(self._recent))) < end:
+            del self._recent[first]
 
     def _answer_again(self, member: Member, index: int, event: PredictionArrived) -> list[Effect]:
         """Answer a prediction for a complete position with what was answered first (guarantee 2)."""
         exchange = self._recent.get(index)
         if exchange is None:
-            raise ProtocolError(
-                f"peer {member.name} repeats {event.position}, which is too long ago",
-                expected=f"at most {REMEMBERED} positions before {self.complete}",
-                got=str(index),
-            )
-        if event.digest != exchange.digest:
-            raise AlignmentError(
-                f"peer {member.name}'s prediction for {event.position} is about other samples",
-                expected=f"batch digest {exchange.digest.hex()}",
-                got=event.digest.hex(),
-            )
+            return [Recall(event.connection, member.name, event.position, index, event.digest, event.probabilities)]
         warnings = self._warn_if_differs(member, event, exchange.arrivals[member.name])
         return [*warnings, _answer(event.connection, exchange, member.name)]
 

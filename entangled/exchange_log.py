@@ -9,10 +9,11 @@ The columns are described in docs/protocol.md.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from entangled import atomic, faults
 from entangled.alignment import DIGEST_SIZE, Position, SampleIds
 from entangled.distribution import Probabilities
 from entangled.errors import LogError
@@ -55,6 +57,9 @@ SCHEMA = pa.schema(
 _DELTA = ["step", "index", "sample_ids.list.element", "received_at", "wait_us", "bytes"]
 _DICTIONARY = ["peer", "weight", "digest", "rows", "classes", "staleness"]
 _ROW_GROUP_BYTES = 16 * 1024 * 1024
+_BATCH_BYTES = 4 * 1024 * 1024
+"""What a Parquet file is read in."""
+_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,33 +135,79 @@ class Writer:
     """Appends a run's rows. Not thread-safe: one thread owns it.
 
     A `flush` returns when its rows are on disk (fsync). An epoch that is finished becomes a Parquet file, whole or not
-    at all.
+    at all. A writer that was killed leaves a log that the next one goes on with: up to the last whole exchange whose
+    chain holds.
     """
 
-    def __init__(self, run: Path, start: bytes) -> None:
-        """Begin a log.
+    def __init__(self, run: Path, start: bytes, peers: int) -> None:
+        """Begin a log, or go on with what is there.
 
         Args:
             run: the run's folder.
             start: `genesis` of the run's experiment.
+            peers: rows of one exchange.
 
         Raises:
-            LogError: the run has a log already.
+            LogError: a finished part of the log that is there cannot be read.
         """
         folder(run).mkdir(parents=True, exist_ok=True)
-        if any(folder(run).iterdir()):
-            raise LogError(f"{folder(run)} already holds a log; give another --run-dir")
         self._run = run
+        self._peers = peers
         self._chain = start
+        self.resumed = 0
+        """How many exchanges, from the first, were there already."""
         self._epoch = -1
         self._pending: list[tuple[Row, bytes]] = []
         self._file: pa.OSFile | None = None
         self._stream: pa.RecordBatchStreamWriter | None = None
+        self._resume()
 
     @property
     def chain(self) -> bytes:
         """The chain value of the last appended row."""
         return self._chain
+
+    def _resume(self) -> None:
+        for path in folder(self._run).glob("**/.tmp-*"):
+            path.unlink()
+        found = partitions(self._run)
+        finished = [path for _, path in found if path.suffix == ".parquet"]
+        for path in folder(self._run).glob("epoch=*.arrow"):
+            if partition_path(self._run, int(path.stem.removeprefix("epoch="))) in finished:
+                path.unlink()  # killed between rename and unlink
+        if finished:
+            try:
+                with pq.ParquetFile(finished[-1]) as file:
+                    last = file.read_row_group(file.num_row_groups - 1, ["index", "chain"]).to_pylist()[-1]
+            except (pa.ArrowInvalid, OSError, IndexError) as error:
+                raise LogError(f"{finished[-1]} cannot be read: {error}") from None
+            self.resumed, self._chain = last["index"] + 1, last["chain"]
+        for epoch, path in found:
+            if path.suffix == ".arrow":
+                self._resume_stream(epoch, path)
+
+    def _resume_stream(self, epoch: int, path: Path) -> None:
+        """Copy the whole exchanges of an unfinished epoch to a new stream, and go on in that one."""
+        temporary = atomic.temporary_for(path, ".tmp")
+        self._epoch = epoch
+        self._file = pa.OSFile(str(temporary), "wb")
+        self._stream = pa.ipc.new_stream(self._file, SCHEMA)
+        rows: list[tuple[Row, bytes]] = []
+        with contextlib.suppress(LogError):  # a torn tail: never synced, so nobody was told that it was
+            for row, stored in (pair for batch in read_batches(path) for pair in from_batch(batch, epoch)):
+                link = chain(rows[-1][1] if rows else self._chain, row)
+                if link != stored or row.index != self.resumed:
+                    break
+                rows.append((row, link))
+                if len(rows) == self._peers:
+                    self._pending += rows
+                    self._chain, self.resumed, rows = link, self.resumed + 1, []
+                    if len(self._pending) >= 1024:
+                        self.flush()
+        self.flush()
+        atomic.sync(temporary)
+        temporary.replace(path)
+        atomic.sync(path.parent)
 
     def append(self, row: Row) -> None:
         """Add a row; epochs must come in order. A row of a new epoch finishes the one before."""
@@ -175,7 +226,7 @@ class Writer:
             self._stream.write_batch(to_batch(self._pending))
             self._pending.clear()
             self._file.flush()
-            _sync(stream_path(self._run, self._epoch))
+            os.fsync(self._file.fileno())
 
     def finish_epoch(self) -> None:
         """Turn the open epoch's stream into its Parquet partition."""
@@ -187,11 +238,8 @@ class Writer:
         self._stream = self._file = None
         source, target = stream_path(self._run, self._epoch), partition_path(self._run, self._epoch)
         target.parent.mkdir(exist_ok=True)
-        temporary = target.with_suffix(".tmp")
-        _to_parquet(source, temporary)
-        _sync(temporary)
-        temporary.rename(target)
-        _sync(target.parent)
+        atomic.write(target, lambda file: _to_parquet(source, file), suffix=".tmp")
+        faults.point("coordinator", "between partition and stream")
         source.unlink()
 
     def close(self) -> None:
@@ -271,27 +319,82 @@ def from_batch(batch: pa.RecordBatch, epoch: int) -> Iterator[tuple[Row, bytes]]
 
 
 def partitions(run: Path) -> list[tuple[int, Path]]:
-    """The epochs in a run's log, in order, with the file that holds each."""
-    found: dict[int, Path] = {}
-    for path in sorted(folder(run).glob("epoch=*.arrow")):
-        found[int(path.stem.removeprefix("epoch="))] = path
-    for path in sorted(folder(run).glob("epoch=*/*.parquet")):
-        found[int(path.parent.name.removeprefix("epoch="))] = path
-    return sorted(found.items())
+    """The files of a run's log, in order, each with its epoch; a stream only where the epoch has no Parquet yet.
+
+    Raises:
+        LogError: something in the log's folder is named like an epoch and is none.
+    """
+    parquet = [(_epoch(p.parent.name), p) for p in sorted(folder(run).glob("epoch=*/*.parquet"))]
+    finished = {epoch for epoch, _ in parquet}
+    streams = [(_epoch(p.stem), p) for p in sorted(folder(run).glob("epoch=*.arrow"))]
+    return sorted([*parquet, *((epoch, p) for epoch, p in streams if epoch not in finished)])
 
 
-def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """The record batches of a partition, one at a time; of a stream, up to its last whole batch."""
-    if path.suffix == ".parquet":
-        with pq.ParquetFile(path) as file:
-            yield from (batch.cast(SCHEMA) for batch in file.iter_batches(batch_size=4096))
-        return
-    with pa.OSFile(str(path), "rb") as source:
+def _epoch(name: str) -> int:
+    number = name.removeprefix("epoch=")
+    if not number.isdecimal():
+        raise LogError("a partition of the log is not named after its epoch", expected="epoch=NNNN", got=name)
+    return int(number)
+
+
+def read_batches(path: Path, note: Callable[[str], None] = lambda _: None) -> Iterator[pa.RecordBatch]:
+    """The record batches of a partition, one at a time; of a stream, up to its last whole batch.
+
+    Args:
+        path: as `partitions` gives it. A stream that became a Parquet file meanwhile is found there.
+        note: is told what a stream holds behind its last whole batch.
+
+    Raises:
+        LogError: the file is damaged, or is no exchange log.
+    """
+    try:
+        if path.suffix == ".arrow" and not path.exists():
+            path = path.with_suffix("") / "part-0.parquet"
+        batches = _read_parquet(path) if path.suffix == ".parquet" else _read_stream(path, note)
+        for batch in batches:
+            batch.validate(full=True)
+            lists = [batch.column(name).values for name in ("sample_ids", "prediction")]
+            if any(column.null_count for column in [*batch.columns, *lists]):
+                raise ValueError("a value is missing")
+            yield batch
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # damage may claim any size
+        raise LogError(f"{path} cannot be read: {_first_line(error)}") from None
+
+
+def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file:
+        if file.schema_arrow.names != SCHEMA.names:
+            raise LogError(f"{path} is no exchange log", expected=", ".join(SCHEMA.names), got=str(file.schema_arrow))
+        data = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        rows = _BATCH_BYTES * max(file.metadata.num_rows, 1) // max(data, 1)
+        yield from (batch.cast(SCHEMA) for batch in file.iter_batches(batch_size=min(max(rows, 1), 4096)))
+
+
+def _read_stream(path: Path, note: Callable[[str], None]) -> Iterator[pa.RecordBatch]:
+    """Read message by message: it must be known where the last whole one ends."""
+    with path.open("rb") as source:  # pa.OSFile would not see a file grow
+        size, end = os.fstat(source.fileno()).st_size, 0
         try:
-            stream = pa.ipc.open_stream(source)
-            yield from stream
-        except (pa.ArrowInvalid, OSError, EOFError):
-            return  # the writer is at work, or was killed: what follows is no whole batch
+            while True:
+                message = pa.ipc.read_message(source)
+                if message.type == "schema":
+                    if pa.ipc.read_schema(message) != SCHEMA:
+                        raise LogError(f"{path} is no exchange log")
+                else:
+                    yield pa.ipc.read_record_batch(message, SCHEMA)
+                end = source.tell()
+        except (pa.ArrowException, OSError, EOFError, MemoryError) as error:
+            # What breaks off where the file ends was being written; anything else is damage.
+            if not isinstance(error, EOFError) and source.tell() < size:
+                raise
+        source.seek(end)
+        rest = source.read()
+    if rest not in (b"", _END_OF_STREAM):
+        note(f"{path}: the last {len(rest)} bytes are no whole batch of rows: its writer is at work, or was killed")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def read(run: Path) -> Iterator[tuple[Row, bytes]]:
@@ -318,11 +421,3 @@ def _to_parquet(source: Path, target: Path) -> None:
                 group.clear()
         if group:
             writer.write_table(pa.Table.from_batches(group, SCHEMA))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -85,6 +85,15 @@ class Peer(_Settings):
     last bits depend on it."""
 
 
+class Checkpoint(_Settings):
+    """When a peer writes a checkpoint, beside the end of each epoch."""
+
+    seconds: Annotated[float, Field(gt=0)] = 60.0
+    """At least this often."""
+    steps: Annotated[int, Field(gt=0)] | None = None
+    """Every so many steps."""
+
+
 class Experiment(_Settings):
     """The whole experiment."""
 
@@ -94,6 +103,7 @@ class Experiment(_Settings):
     epochs: Annotated[int, Field(gt=0)]
     batch_size: Annotated[int, Field(gt=0)]
     exchange: Exchange
+    checkpoint: Checkpoint = Checkpoint()
     peers: dict[Name, Peer]
 
     @field_validator("peers")
@@ -186,6 +196,8 @@ def _valid_keys(path: list[str], chosen: str) -> list[str]:
             model = ShuffleBuffer
         case ["exchange", "weight"]:
             model = _SCHEDULES[chosen]
+        case ["checkpoint"]:
+            model = Checkpoint
         case _:
             model = Peer
     return list(model.model_fields)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from entangled.errors import EntangledError
@@ -33,6 +34,20 @@ def main(work: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)  # noqa: T201
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def quiet() -> Generator[None]:
+    """Drop what libraries print to standard error meanwhile, past Python: TensorFlow's notes on starting."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def warn_if_open(listen: str, insecure: bool) -> None:

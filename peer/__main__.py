@@ -21,14 +21,19 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def peer(
-    name: Annotated[str, typer.Argument(help="This peer's name in the experiment, e.g. cnn.")],
-    coordinator: Annotated[str, typer.Option(help="host:port, or unix:PATH.")] = "127.0.0.1:50051",
+    name: Annotated[str, typer.Argument(help="This peer's name in the experiment, e.g. cnn.", envvar="ENTANGLED_PEER")],
+    coordinator: Annotated[str, typer.Option(help="host:port, or unix:PATH.", envvar="ENTANGLED_COORDINATOR")] = (
+        "127.0.0.1:50051"
+    ),
     run_dir: Annotated[Path, typer.Option(help="The run's folder; this peer writes to peers/NAME in it.")] = Path(
         "runs/peer"
     ),
     connect_seconds: Annotated[float, typer.Option(help="How long to wait for the coordinator to be there.")] = 60.0,
 ) -> None:
     """Train one peer of a run. The experiment comes from the coordinator.
+
+    A peer that was stopped or killed goes on where it was when it is started again with the same command; the others
+    wait for it.
 
     entangled peer cnn --coordinator host:50051 --run-dir runs/x
     """
@@ -40,6 +45,9 @@ def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float) -
 
     folder = run_dir / "peers" / name
     process.log_to(folder / "peer.log")
+    if (run_dir / "summary.json").exists():
+        log.info("%s is finished", run_dir)
+        return
     client = CoordinatorClient(coordinator, name, connect_seconds)
     settings = client.experiment.peers.get(name)
     if settings is None:
@@ -52,20 +60,23 @@ def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float) -
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         os.environ.setdefault("KERAS_BACKEND", "tensorflow")
         try:
-            from peer import trainer
+            with process.quiet():
+                from peer import trainer
+
+                trainer.configure(settings.device, settings.threads)
         except ModuleNotFoundError as error:
             raise DataError(f"{error.name} is missing: pip install 'entangled[tensorflow]'") from None
         from entangled import datasets
 
-        trainer.configure(settings.device, settings.threads)
         log.info("peer %s trains model %s for %s", name, settings.model, coordinator)
-        trainer.train(client.experiment, name, datasets.load(client.experiment.exchange.data), client, folder)
+        data = datasets.load(client.experiment.exchange.data)
+        trainer.train(client.experiment, name, data, client, folder, client.run_id)
         log.info("peer %s is done", name)
     except EntangledError as error:
         client.fail(str(error))
         raise
     except KeyboardInterrupt:
-        client.fail("it was stopped")
+        client.close()  # the others wait for this peer to come back
         raise
     except Exception as error:
         log.exception("peer %s cannot go on", name)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import time
 import uuid
-from collections.abc import Coroutine
+from collections import deque
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import grpc
@@ -16,7 +18,7 @@ import grpc.aio
 import uvloop
 
 from entangled import PROTOCOL_VERSION, codec
-from entangled.alignment import Fingerprint, Position, SampleIds, batch_digest
+from entangled.alignment import Fingerprint, Layout, Position, SampleIds, batch_digest
 from entangled.distribution import Probabilities
 from entangled.errors import AlignmentError, EntangledError, ProtocolError, UnreachableError
 from entangled.experiment import Experiment
@@ -37,6 +39,7 @@ OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
+RETRY_SECONDS = 0.2
 ROUND_TRIP_SECONDS = 60.0
 """How long a reply that waits for nobody else may take."""
 
@@ -47,7 +50,8 @@ LEAVE_SECONDS = 5.0
 class CoordinatorClient:
     """`peer.exchange.Exchange` over one stream to a coordinator.
 
-    A broken connection is made again, for as long as the experiment's patience; what was not answered is sent again.
+    A broken connection is made again, for as long as the experiment's patience; what was not answered, or was answered
+    but may have been lost with the coordinator, is sent again.
 
     Args:
         address: `host:port` or `unix:PATH`.
@@ -67,7 +71,10 @@ class CoordinatorClient:
         self._call: Any = None
         self._end: asyncio.Future[EntangledError] = self._loop.create_future()
         self._fingerprint: Fingerprint | None = None
-        self._steps = 0
+        self._layout = Layout(samples=1, batch_size=1, epochs=1)
+        self._durable = 0
+        self._unsettled: deque[tuple[int, pb.PeerMessage]] = deque()
+        """Answered predictions that the coordinator may still lose: sent again if it comes back without them."""
         try:
             self.experiment: Experiment = self._run(self._connect(connect_seconds))
         except EntangledError:
@@ -76,29 +83,45 @@ class CoordinatorClient:
 
     # ---- the seam
 
-    def join(self, fingerprint: Fingerprint) -> None:
+    def join(self, fingerprint: Fingerprint) -> int:
         """See `peer.exchange.Exchange.join`."""
         self._fingerprint = fingerprint
-        self._steps = self.experiment.layout(fingerprint.samples).steps_per_epoch
-        self._run(self._join())
+        self._layout = self.experiment.layout(fingerprint.samples)
+        return self._run(self._persistently(self._join))
 
     def order(self, epoch: int) -> SampleIds:
         """See `peer.exchange.Exchange.order`."""
-        return self._run(self._order(epoch))
+        return self._run(self._persistently(lambda: self._order(epoch)))
 
     def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
         """See `peer.exchange.Exchange.exchange`."""
         digest = batch_digest(position, sample_ids)
-        return self._run(self._exchange(position, digest, prediction))
+        message = codec.encode_prediction(position, digest, prediction)
+        target = self._run(self._persistently(lambda: self._exchange(position, message)))
+        if target.digest != digest:
+            raise AlignmentError(
+                f"the coordinator answered {position} with another batch",
+                expected=f"batch digest {digest.hex()}",
+                got=f"batch digest {target.digest.hex()}",
+            )
+        self._unsettled.append((self._layout.index(position), message))
+        return SoftTarget(target.probabilities, target.weight)
+
+    def settle(self, complete: int) -> None:
+        """See `peer.exchange.Exchange.settle`."""
+        self._run(self._persistently(lambda: self._settle(complete)))
 
     def report(self, position: Position, values: dict[str, float], *, epoch_end: bool = False) -> None:
         """See `peer.exchange.Exchange.report`."""
         metrics = pb.Metrics(epoch=position.epoch, step=position.step, values=values, epoch_end=epoch_end)
-        self._run(self._write(pb.PeerMessage(metrics=metrics)))
+        with contextlib.suppress(UnreachableError):  # only for people to look at; what matters comes with `finish`
+            self._run(self._write(pb.PeerMessage(metrics=metrics)))
 
     def finish(self, values: dict[str, float]) -> None:
         """See `peer.exchange.Exchange.finish`."""
-        self._run(self._finish(values))
+        if self._unsettled:
+            self.settle(self._unsettled[-1][0] + 1)
+        self._run(self._persistently(lambda: self._finish(values)))
         self.close()
 
     def fail(self, reason: str) -> None:
@@ -132,13 +155,30 @@ class CoordinatorClient:
             if isinstance(raised, UnreachableError):
                 raise UnreachableError(f"no coordinator answers at {self.address} within {seconds:g} s") from None
             raise raised from None
+        self.run_id: str = reply.run_id
         return loads(reply.experiment_toml, f"the experiment of {self.address}")
 
-    async def _join(self) -> None:
+    async def _persistently(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do `work`; where the coordinator is away, join it again and do it again, for as long as patience lasts."""
+        give_up = time.monotonic() + self.experiment.exchange.patience + ROUND_TRIP_SECONDS
+        while True:
+            try:
+                async with asyncio.timeout_at(self._loop.time() + max(give_up - time.monotonic(), 0.0)):
+                    return await work()
+            except UnreachableError:
+                if time.monotonic() > give_up:
+                    raise
+                await asyncio.sleep(RETRY_SECONDS)
+                with contextlib.suppress(UnreachableError, TimeoutError):  # the next round says so, too
+                    await self._join()
+            except TimeoutError:
+                raise UnreachableError(f"the coordinator at {self.address} does not answer any more") from None
+
+    async def _join(self) -> int:
         if self._fingerprint is None:
             raise ProtocolError("join before anything else")
         self._call, self._end = self._stub.Exchange(wait_for_ready=True), self._loop.create_future()
-        self._call.add_done_callback(self._note_end)
+        self._call.add_done_callback(functools.partial(_note_end, self._end))
         join = pb.Join(
             protocol_version=PROTOCOL_VERSION,
             peer=self.peer,
@@ -154,6 +194,14 @@ class CoordinatorClient:
             raise UnreachableError(f"the coordinator at {self.address} does not answer") from None
         if message.WhichOneof("kind") != "welcome":
             raise ProtocolError("the coordinator did not welcome", expected="welcome", got=str(message))
+        if message.welcome.run_id != self.run_id:
+            raise ProtocolError(
+                "another run has taken this one's place", expected=self.run_id, got=message.welcome.run_id
+            )
+        for index, prediction in self._unsettled:
+            if index >= message.welcome.complete:
+                await self._write(prediction)
+        return message.welcome.complete
 
     async def _order(self, epoch: int) -> SampleIds:
         try:
@@ -162,42 +210,25 @@ class CoordinatorClient:
         except grpc.aio.AioRpcError as error:
             raise _raised(error) from None
 
-    async def _exchange(self, position: Position, digest: bytes, prediction: Probabilities) -> SoftTarget:
-        message = codec.encode_prediction(position, digest, prediction)
-        give_up = time.monotonic() + self.experiment.exchange.patience + ROUND_TRIP_SECONDS
+    async def _exchange(self, position: Position, message: pb.PeerMessage) -> codec.SoftTarget:
+        await self._write(message)
         while True:
-            try:
-                async with asyncio.timeout(max(give_up - time.monotonic(), 0.0)):
-                    await self._write(message)
-                    target = await self._soft_target()
-                break
-            except UnreachableError:
-                if time.monotonic() > give_up:
-                    raise
-                await asyncio.sleep(0.2)
-                await self._rejoin()
-            except TimeoutError:
-                raise UnreachableError(f"the coordinator at {self.address} does not answer any more") from None
-        if target.position != position or target.digest != digest:
-            raise AlignmentError(
-                f"the coordinator answered {position} with another batch",
-                expected=f"{position}, batch digest {digest.hex()}",
-                got=f"{target.position}, batch digest {target.digest.hex()}",
-            )
-        return SoftTarget(target.probabilities, target.weight)
+            reply = await self._read()
+            if reply.WhichOneof("kind") == "soft_target":
+                target = codec.decode_soft_target(reply.soft_target)
+                if target.position == position:
+                    return target
+                if target.position > position:
+                    raise AlignmentError(
+                        "the coordinator answers another batch", expected=str(position), got=str(target.position)
+                    )  # one before this is the answer to a prediction that was sent again
 
-    async def _rejoin(self) -> None:
-        with contextlib.suppress(UnreachableError):  # the next write says so again, until patience ends
-            await self._join()
-
-    async def _soft_target(self) -> codec.SoftTarget:
-        while True:
-            message = await self._read()
-            if message.WhichOneof("kind") == "soft_target":
-                return codec.decode_soft_target(message.soft_target)
+    async def _settle(self, complete: int) -> None:
+        while self._durable < complete:
+            await self._read()
 
     async def _finish(self, values: dict[str, float]) -> None:
-        end = Position(self.experiment.epochs - 1, self._steps - 1)
+        end = self._layout.position(self._layout.positions - 1)
         metrics = pb.Metrics(epoch=end.epoch, step=end.step, values=values, final=True)
         await self._write(pb.PeerMessage(metrics=metrics))
         await self._leave("")
@@ -229,6 +260,10 @@ class CoordinatorClient:
             raise await self._why() from None
         if message is grpc.aio.EOF:
             raise await self._why()
+        if message.WhichOneof("kind") == "durable":
+            self._durable = message.durable.complete
+            while self._unsettled and self._unsettled[0][0] < self._durable:
+                self._unsettled.popleft()
         return message
 
     async def _why(self) -> EntangledError:
@@ -239,19 +274,20 @@ class CoordinatorClient:
         except TimeoutError:
             return UnreachableError(f"the stream to {self.address} broke off")
 
-    def _note_end(self, call: Any) -> None:
-        """Keep the stream's status as soon as it is there.
 
-        A write that meets the end of a stream puts its own INTERNAL in the place of the coordinator's status, before or
-        after that came. These coroutines have nothing to wait for any more.
-        """
-        code, details, trailing = _result(call.code()), _result(call.details()), _result(call.trailing_metadata())
-        if self._end.done() or (code is grpc.StatusCode.INTERNAL and details == "Internal error from Core"):
-            return
-        if code is grpc.StatusCode.OK:
-            self._end.set_result(UnreachableError("the coordinator has ended the stream"))
-        else:
-            self._end.set_result(from_status(code, details or "", trailing or ()))
+def _note_end(end: asyncio.Future[EntangledError], call: Any) -> None:
+    """Keep the stream's status as soon as it is there.
+
+    A write that meets the end of a stream puts its own INTERNAL in the place of the coordinator's status, before or
+    after that came. These coroutines have nothing to wait for any more.
+    """
+    code, details, trailing = _result(call.code()), _result(call.details()), _result(call.trailing_metadata())
+    if end.done() or (code is grpc.StatusCode.INTERNAL and details == "Internal error from Core"):
+        return
+    if code is grpc.StatusCode.OK:
+        end.set_result(UnreachableError("the coordinator has ended the stream"))
+    else:
+        end.set_result(from_status(code, details or "", trailing or ()))
 
 
 def _result(done: Coroutine[Any, Any, Any]) -> Any:

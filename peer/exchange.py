@@ -20,8 +20,12 @@ class SoftTarget(NamedTuple):
 class Exchange(Protocol):
     """One peer's way to the others. Blocking; one thread uses it."""
 
-    def join(self, fingerprint: Fingerprint) -> None:
-        """Become a peer of the run; RefusedError if the data set or the name is not welcome."""
+    def join(self, fingerprint: Fingerprint) -> int:
+        """Become a peer of the run; RefusedError if the data set or the name is not welcome.
+
+        Returns:
+            How many exchanges, from the first, are complete: a peer that comes back catches up on them.
+        """
         ...
 
     def order(self, epoch: int) -> SampleIds:
@@ -40,6 +44,13 @@ class Exchange(Protocol):
             RefusedError: the coordinator does not take the prediction.
             PatienceError: somebody was waited for too long.
             RunFailedError: the run is over for everybody.
+        """
+        ...
+
+    def settle(self, complete: int) -> None:
+        """Wait until the exchanges of every position before index `complete` are on disk.
+
+        From then on they need not be repeated, so that a checkpoint may forget them.
         """
         ...
 

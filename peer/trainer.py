@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
-from entangled.alignment import Position
+from entangled import atomic, faults
+from entangled.alignment import Position, SampleIds
 from entangled.datasets import Dataset
 from entangled.distribution import Probabilities
+from entangled.errors import LogError
 from entangled.experiment import Experiment
+from peer import checkpoint
 from peer.data import batch, one_hot
 from peer.exchange import Exchange, SoftTarget
 from peer.loss import EntangledLoss
 from peer.models import build
 
+log = logging.getLogger(__name__)
+
 REPORT_SECONDS = 0.5
+EPOCH_CHECKPOINT_SECONDS = 1.0
+"""Shorter epochs than this do not each get a checkpoint."""
 
 
 def configure(device: str, threads: int) -> None:
@@ -88,6 +97,26 @@ class Learner:
             self._traced[key] = tf.function(graph).get_concrete_function(*tensors)
         return self._traced[key](*tensors)
 
+    def state(self) -> list[npt.NDArray[Any]]:
+        """Every variable of the model, random state included, and of the optimizer."""
+        return [np.asarray(v.numpy()) for v in self._variables()]
+
+    def restore(self, state: Sequence[npt.NDArray[Any]]) -> None:
+        """Take over what `state` gave.
+
+        Raises:
+            LogError: it is another model's.
+        """
+        variables = self._variables()
+        theirs, ours = ([tuple(v.shape) for v in vs] for vs in (state, variables))
+        if theirs != ours:
+            raise LogError("a checkpoint is of another model", expected=str(ours), got=str(theirs))
+        for variable, value in zip(variables, state, strict=True):
+            variable.assign(value)
+
+    def _variables(self) -> list[Any]:
+        return [v.value for v in (*self.model.variables, *self.optimizer.variables)]
+
     def evaluate(self, x: Any, y: Any, classes: int, size: int = 1000) -> tuple[float, float]:
         """Accuracy, and mean cross-entropy, on labelled samples."""
         cross_entropy: Any = keras.losses.CategoricalCrossentropy()
@@ -130,60 +159,144 @@ def train(
     data: Dataset,
     exchange: Exchange,
     folder: Path,
-    seen: Callable[[Position, Probabilities], None] | None = None,
-) -> None:
-    """Train one peer from beginning to end.
+    run_id: str,
+    until: int | None = None,
+    initial_weights: Path | None = None,
+) -> Learner:
+    """Train one peer, from the beginning or from its last checkpoint, to the end.
 
     Args:
         experiment: the run's.
         peer: the name in it.
         data: samples to exchange predictions on; the labels are this peer's own affair.
         exchange: the way to the others.
-        folder: gets `initial.weights.h5`, `final.keras`, `metrics.jsonl` and `tensorboard/`.
-        seen: is shown every prediction that was exchanged; for tests.
+        folder: gets `initial.weights.h5`, `final.keras`, `metrics.jsonl`, `checkpoints/` and `tensorboard/`.
+        run_id: of the run, which checkpoints belong to.
+        until: end after so many epochs instead of the experiment's.
+        initial_weights: a file to take them from, instead of the experiment's seed.
+
+    Returns:
+        The trained learner.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    self = learner(experiment, peer, data)
-    self.model.save_weights(folder / "initial.weights.h5")
-    exchange.join(data.fingerprint())
-    board: Any = tf.summary.create_file_writer(str(folder / "tensorboard"))
-    layout = experiment.layout(len(data.x))
-    values: dict[str, float] = {}
-    reported = time.monotonic()
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as lines:
-        for epoch in range(layout.epochs):
-            order = exchange.order(epoch)
-            began, losses, correct, weight = time.monotonic(), list[float](), 0, 0.0
-            for step in range(layout.steps_per_epoch):
-                position, ids = Position(epoch, step), layout.batch(order, step)
-                x, labels = batch(data, ids)
-                prediction = self.predict(x)
-                if seen is not None:
-                    seen(position, prediction)
-                target = exchange.exchange(position, ids, prediction)
-                loss, right = self.update(x, labels, target)
-                losses.append(loss)
-                correct, weight = correct + right, target.weight
-                if time.monotonic() - reported > REPORT_SECONDS:
-                    reported = time.monotonic()
-                    done = step * layout.batch_size + len(ids)
-                    exchange.report(position, {"loss": float(np.mean(losses)), "accuracy": correct / done})
-            values = {"loss": float(np.mean(losses)), "accuracy": correct / layout.samples}
-            exchange.report(Position(epoch, layout.steps_per_epoch - 1), values, epoch_end=True)
-            line = {"epoch": epoch, **values, "weight": weight, "seconds": time.monotonic() - began}
-            lines.write(json.dumps(line) + "\n")
-            lines.flush()
-            with board.as_default(step=epoch):
-                for name in ("loss", "accuracy", "weight"):
-                    tf.summary.scalar(name, line[name])
-    board.close()
-    self.model.save(folder / "final.keras")
-    accuracy, loss = self.evaluate(data.test_x, data.test_y, data.classes)
-    exchange.finish(
-        {
-            "train_accuracy": values["accuracy"],
-            "train_loss": values["loss"],
-            "test_accuracy": accuracy,
-            "test_loss": loss,
-        }
-    )
+    return _Training(experiment, peer, data, exchange, folder, run_id, until, initial_weights).run()
+
+
+class _Training:
+    def __init__(
+        self,
+        experiment: Experiment,
+        peer: str,
+        data: Dataset,
+        exchange: Exchange,
+        folder: Path,
+        run_id: str,
+        until: int | None,
+        initial_weights: Path | None,
+    ) -> None:
+        self._settings, self._peer, self._data, self._exchange = experiment.checkpoint, peer, data, exchange
+        self._folder, self._run_id = folder, run_id
+        self._layout = experiment.layout(len(data.x))
+        self._epochs = min(until or experiment.epochs, experiment.epochs)
+        self._learner = learner(experiment, peer, data)
+        if initial_weights is not None:
+            self._learner.model.load_weights(initial_weights)
+        self._index = 0
+        self._losses: list[float] = []
+        self._correct = 0
+        self._weight = 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        self._metrics = folder / "metrics.jsonl"
+        self._saved_at = self._reported_at = self._epoch_began = time.monotonic()
+
+    def run(self) -> Learner:
+        self._restore(self._exchange.join(self._data.fingerprint()))
+        board: Any = tf.summary.create_file_writer(str(self._folder / "tensorboard"))
+        end = self._epochs * self._layout.steps_per_epoch
+        with self._metrics.open("a", encoding="utf-8") as lines:
+            while self._index < end:
+                epoch = self._layout.position(self._index).epoch
+                self._train_epoch(epoch)
+                line = self._epoch_values(epoch)
+                lines.write(json.dumps(line) + "\n")
+                lines.flush()
+                with board.as_default(step=epoch):
+                    for name in ("loss", "accuracy", "weight"):
+                        tf.summary.scalar(name, line[name])
+                self._losses, self._correct = [], 0
+                if self._index == end or time.monotonic() - self._saved_at > EPOCH_CHECKPOINT_SECONDS:
+                    self._save()
+        board.close()
+        atomic.write(self._folder / "final.keras", self._learner.model.save)
+        self._finish()
+        return self._learner
+
+    def _train_epoch(self, epoch: int) -> None:
+        """The rest of an epoch's batches."""
+        order = self._exchange.order(epoch)
+        self._epoch_began = time.monotonic()
+        for step in range(self._layout.position(self._index).step, self._layout.steps_per_epoch):
+            self._step(Position(epoch, step), self._layout.batch(order, step))
+            now, last = time.monotonic(), step == self._layout.steps_per_epoch - 1
+            if now - self._reported_at > REPORT_SECONDS and not last:
+                self._reported_at = now
+                self._exchange.report(Position(epoch, step), self._running())
+            due = self._settings.steps is not None and self._index % self._settings.steps == 0
+            if (due or now - self._saved_at > self._settings.seconds) and not last:
+                self._save()
+
+    def _step(self, position: Position, ids: SampleIds) -> None:
+        x, labels = batch(self._data, ids)
+        target = self._exchange.exchange(position, ids, self._learner.predict(x))
+        faults.point(self._peer, "before update")
+        loss, right = self._learner.update(x, labels, target)
+        self._losses.append(loss)
+        self._correct += right
+        self._weight = target.weight
+        self._index += 1
+
+    def _running(self) -> dict[str, float]:
+        """Means over this epoch's batches so far."""
+        done = min(len(self._losses) * self._layout.batch_size, self._layout.samples)
+        return {"loss": float(np.mean(self._losses)), "accuracy": self._correct / done}
+
+    def _epoch_values(self, epoch: int) -> dict[str, float]:
+        values = self._running()
+        self._exchange.report(Position(epoch, self._layout.steps_per_epoch - 1), values, epoch_end=True)
+        return {"epoch": epoch, **values, "weight": self._weight, "seconds": time.monotonic() - self._epoch_began}
+
+    def _finish(self) -> None:
+        last = json.loads(self._metrics.read_text("utf-8").splitlines()[-1])
+        accuracy, loss = self._learner.evaluate(self._data.test_x, self._data.test_y, self._data.classes)
+        faults.point(self._peer, "before leave")
+        self._exchange.finish(
+            {
+                "train_accuracy": last["accuracy"],
+                "train_loss": last["loss"],
+                "test_accuracy": accuracy,
+                "test_loss": loss,
+            }
+        )
+
+    def _save(self) -> None:
+        self._exchange.settle(self._index)
+        atomic.sync(self._metrics)
+        losses = np.array(self._losses, np.float64)
+        size = self._metrics.stat().st_size
+        state = checkpoint.Checkpoint(
+            self._run_id, self._index, self._learner.state(), losses, self._correct, self._weight, size
+        )
+        checkpoint.save(self._folder / "checkpoints", self._peer, state)
+        self._saved_at = time.monotonic()
+
+    def _restore(self, complete: int) -> None:
+        found = checkpoint.load(self._folder / "checkpoints", self._run_id, complete)
+        if found is None:
+            atomic.write(self._folder / "initial.weights.h5", self._learner.model.save_weights)
+            self._metrics.write_bytes(b"")
+            return
+        self._learner.restore(found.variables)
+        self._index, self._losses = found.index, found.losses.tolist()
+        self._correct, self._weight = found.correct, found.weight
+        with self._metrics.open("r+b") as lines:
+            lines.truncate(found.metrics_bytes)  # what was trained on after the checkpoint is trained on again
+        log.info("peer %s goes on at %s", self._peer, self._layout.position(self._index))

@@ -78,7 +78,7 @@ def log_rows(peers: tuple[str, ...] = ("a", "b"), epochs: int = 2, samples: int 
 
 def writer(run: Path, peers: tuple[str, ...] = ("a", "b")) -> Writer:
     """A writer of the log of a run among `peers`."""
-    return Writer(run, GENESIS)
+    return Writer(run, GENESIS, len(peers))
 
 
 def same(one: Row, other: Row) -> bool:

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from entangled import __version__, experiment_file, grpc_settings
+from entangled import __version__, grpc_settings
+from entangled.cli import log
 from entangled.errors import EntangledError
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(log.app, name="log")
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": list[str]()}
 
 
@@ -54,13 +56,25 @@ def run(
     run_dir: Annotated[
         Path | None, typer.Option(help="The run's folder [default: runs/NAME-DATE-TIME]", show_default=False)
     ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the interrupted run in this folder.", metavar="RUN")
+    ] = None,
 ) -> None:
     """Run an experiment on this machine: a coordinator and every peer, each in its own process.
 
+    A process that is killed is started again and goes on where it was; the result is the same to the bit.
+
     Examples: `entangled run`, `entangled run smoke`, `entangled run my.toml --set epochs=5 --run-dir runs/x`.
     """
-    settings = experiment_file.load(experiment, overrides or [])
-    folder = run_dir or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    from entangled import experiment_file
+
+    if resume is not None:
+        if overrides or run_dir:
+            raise EntangledError("--resume goes on with a run as it is: give neither --set nor --run-dir with it")
+        settings, folder = experiment_file.load(str(resume / "experiment.toml")), resume
+    else:
+        settings = experiment_file.load(experiment, overrides or [])
+        folder = run_dir or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}"
     grpc_settings.apply()
     from rich.console import Console
 
@@ -71,9 +85,9 @@ def run(
     console.print(f"{settings.name}: {', '.join(settings.peer_names)}, {settings.epochs} epochs → {folder}")
     try:
         with Progress(settings, console) as progress:
-            local.run(settings, folder, progress)
+            local.run(settings, folder, progress, console.print, resume=resume is not None)
     except KeyboardInterrupt:
-        typer.echo(f"stopped; what there is is in {folder}", err=True)
+        typer.echo(f"stopped; to go on: entangled run --resume {folder}", err=True)
         raise typer.Exit(1) from None
     _print_summary(console, json.loads((folder / "summary.json").read_text("utf-8")))
     console.print(f"run folder: {folder}", soft_wrap=True)
@@ -91,11 +105,19 @@ def peer(context: typer.Context) -> None:
     _become("peer", context.args)
 
 
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def replay(context: typer.Context) -> None:
+    """Train one peer of a run again, alone, from the log: to the same weights, or under another λ."""
+    _become("peer.replay", context.args)
+
+
 @app.command()
 def experiments(
     show: Annotated[str | None, typer.Option(help="Print this experiment's file.", metavar="NAME")] = None,
 ) -> None:
     """List the experiments that are shipped, one line each."""
+    from entangled import experiment_file
+
     shipped = experiment_file.shipped()
     if show is None:
         for name, text in sorted(shipped.items()):

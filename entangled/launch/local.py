@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
@@ -21,21 +21,38 @@ from entangled.v1.exchange_pb2_grpc import CoordinatorStub
 
 Observer = Callable[[pb.Activity], None]
 POLL_SECONDS = 0.1
+RESTARTS = 5
+"""How often a process that is killed is started again without the run having got on in between."""
 
 
-def run(experiment: Experiment, folder: Path, observe: Observer) -> None:
-    """Run an experiment from beginning to end.
+def run(
+    experiment: Experiment,
+    folder: Path,
+    observe: Observer,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    resume: bool = False,
+) -> None:
+    """Run an experiment from beginning to end, or from where it was to the end.
+
+    A process that is killed by a signal is started again and goes on where it was; one that ends with an error ends the
+    run.
 
     Args:
         experiment: what to run.
-        folder: the run's folder; made, or empty.
+        folder: the run's folder; made, or empty, or with `resume` that of an interrupted run.
         observe: is told what is going on, some times a second, on another thread.
+        say: is told what a person should know, a line at a time.
+        resume: go on with the run in `folder`.
 
     Raises:
         RunFailedError: a process failed or was stopped; all others have been stopped, too.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise RunFailedError(f"{folder} is not empty; choose another --run-dir")
+    if not resume and folder.exists() and any(folder.iterdir()):
+        raise RunFailedError(
+            f"{folder} is not empty; choose another --run-dir, or go on with the run in it: "
+            f"entangled run --resume {folder}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     roles: list[Role] = []
     previous = signal.signal(signal.SIGTERM, _interrupt)
@@ -49,10 +66,9 @@ def run(experiment: Experiment, folder: Path, observe: Observer) -> None:
             for name in experiment.peer_names:
                 train = ["peer", name, "--coordinator", address, "--run-dir", str(folder)]
                 roles.append(Role(f"peer {name}", train, folder / "peers" / name / "peer.log"))
-            watching = threading.Thread(target=_watch, args=(address, observe), daemon=True)
-            watching.start()
-            _supervise(roles)
-            watching.join(1)
+            watch = _Watch(address, observe)
+            supervise(roles, watch, say)
+            watch.join()
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave orphans
             stop(roles)
@@ -64,28 +80,64 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _supervise(roles: list[Role]) -> None:
-    """Wait until every role is done; RunFailedError as soon as one is not."""
+class Progressing(Protocol):
+    """Knows how far the run is."""
+
+    complete: int
+
+
+def supervise(roles: list[Role], watch: Progressing, say: Callable[[str], None]) -> None:
+    """Wait until every role is done; start again what is killed; RunFailedError as soon as one fails."""
+    complete = 0
     while any(role.exit_code is None for role in roles):
-        _check(roles)
+        if watch.complete != complete:
+            complete = watch.complete
+            for role in roles:
+                role.restarts = 0
+        _check(roles, say)
         time.sleep(POLL_SECONDS)
-    _check(roles)
+    _check(roles, say)
 
 
-def _check(roles: list[Role]) -> None:
-    failed = [role for role in roles if role.exit_code]
-    if failed:
+def _check(roles: list[Role], say: Callable[[str], None]) -> None:
+    for role in roles:
+        if (role.exit_code or 0) < 0 and role.restarts < RESTARTS:
+            say(f"{role.name} was killed ({role.why()}); started again")
+            role.restart()
+    if _failed(roles):
         time.sleep(POLL_SECONDS)  # who failed first says most: a peer before the coordinator that tells the others
-        failed = [role for role in roles if role.exit_code]
-        first = min(failed, key=lambda role: (role.exit_code or 0, role.name == "coordinator"))
+        first = min(_failed(roles), key=lambda role: role.name == "coordinator")
         raise RunFailedError(f"{first.name}: {first.why()} (its log: {first.log})")
 
 
-def _watch(address: str, observe: Observer) -> None:
-    with grpc.insecure_channel(address) as channel:
-        stub: Any = CoordinatorStub(channel)
-        try:
-            for activity in stub.Watch(pb.WatchRequest(), wait_for_ready=True):
-                observe(activity)
-        except grpc.RpcError:
-            return  # the supervisor knows more about why
+def _failed(roles: list[Role]) -> list[Role]:
+    """The roles that ended with an error, or are killed again and again."""
+    codes = [(role, role.exit_code or 0) for role in roles]
+    return [role for role, code in codes if code > 0 or (code < 0 and role.restarts >= RESTARTS)]
+
+
+class _Watch:
+    """Follows the coordinator's Watch on a thread, also when it was away."""
+
+    def __init__(self, address: str, observe: Observer) -> None:
+        self.complete = 0
+        self._address = address
+        self._observe = observe
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait a moment for the last activity."""
+        self._thread.join(1)
+
+    def _follow(self) -> None:
+        with grpc.insecure_channel(self._address, options=[("grpc.max_reconnect_backoff_ms", 1000)]) as channel:
+            stub: Any = CoordinatorStub(channel)
+            finished = False
+            while not finished:
+                try:
+                    for activity in stub.Watch(pb.WatchRequest(), wait_for_ready=True):
+                        self.complete, finished = activity.complete, activity.finished
+                        self._observe(activity)
+                except grpc.RpcError:
+                    time.sleep(POLL_SECONDS)  # the supervisor knows more about why

@@ -22,9 +22,20 @@ class Role:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.name = name
         self.log = log
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
+        self.restarts = 0
+        """How often it was started again."""
+        self._arguments = arguments
+        self.process = self._start()
+
+    def restart(self) -> None:
+        """Start it again after it has ended."""
+        self.restarts += 1
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -13,12 +13,14 @@ class GetExperimentRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
 
 class GetExperimentReply(_message.Message):
-    __slots__ = ("protocol_version", "experiment_toml")
+    __slots__ = ("protocol_version", "experiment_toml", "run_id")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     EXPERIMENT_TOML_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     experiment_toml: str
-    def __init__(self, protocol_version: _Optional[int] = ..., experiment_toml: _Optional[str] = ...) -> None: ...
+    run_id: str
+    def __init__(self, protocol_version: _Optional[int] = ..., experiment_toml: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class GetSampleOrderRequest(_message.Message):
     __slots__ = ("epoch",)

@@ -1,4 +1,4 @@
-"""What the coordinator offers around the exchange: experiment, orders, watching, health, reflection; and repeats."""
+"""What the coordinator offers around the exchange: the experiment, orders, watching, health, reflection, repeats."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """A role process that does nothing: what a launcher has to deal with, by its first argument."""
 
+import os
 import signal
 import sys
 
@@ -13,6 +14,8 @@ def main(kind: str) -> None:
             raise RuntimeError("unexpected")
         case "silent":
             sys.exit(3)
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         case "stubborn":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         case _:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from entangled.errors import RunFailedError
+from entangled.launch import local
 from entangled.launch import processes as launcher
 from entangled.launch.processes import Role, stop
 from tests.faults.launched import kill, processes, until
@@ -75,3 +77,27 @@ signal.pause()
     launcher_process.kill()
     launcher_process.wait()
     until(lambda: not processes(str(tmp_path)), "the end of its roles")
+
+
+class Watched:
+    """Stands in for what follows the coordinator."""
+
+    complete = 0
+
+
+def test_a_role_that_is_killed_again_and_again_ends_the_run(tmp_path: Path) -> None:
+    said: list[str] = []
+    roles = [start("idle", tmp_path), start("killed", tmp_path)]
+    with pytest.raises(RunFailedError, match=r"peer killed: ended by SIGKILL \(its log: .*killed.log\)"):
+        local.supervise(roles, Watched(), said.append)
+    assert said == ["peer killed was killed (ended by SIGKILL); started again"] * local.RESTARTS
+    stop(roles)
+
+
+def test_a_role_that_fails_ends_the_run_at_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    roles = [start("idle", tmp_path), start("error", tmp_path)]
+    with pytest.raises(RunFailedError, match="peer error: no memory left"):
+        local.supervise(roles, Watched(), said.append)
+    assert said == []
+    stop(roles)

@@ -20,7 +20,7 @@ def test_a_run_that_is_stopped_leaves_nothing_behind_but_its_log(
     assert len({launched.role(name) for name in ("coordinator", "peer cnn", "peer mlp")}) == 3
     launched.process.send_signal(number)
     assert launched.ended() == 1
-    assert launched.errors() == [f"stopped; what there is is in {launched.run}"]
+    assert launched.errors() == [f"stopped; to go on: entangled run --resume {launched.run}"]
 
     link, rows = genesis((launched.run / "experiment.toml").read_text()), 0
     for row, stored in read(launched.run):

@@ -3,31 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from entangled.exchange_log import chain, genesis, read
-
-ENTANGLED = [sys.executable, "-c", "from entangled.cli.main import main; main()"]
-SMALL = ["smoke", "--set", "epochs=2", "--set", "exchange.data=mnist[:1000]"]
-
-
-def entangled(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*ENTANGLED, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    for name in ("one", "two"):
-        done = entangled("run", *SMALL, "--run-dir", name, cwd=folder)
-        assert done.returncode == 0, done.stderr
-        assert "run folder: " in done.stdout
-    return folder
+from tests.integration.runs import SMALL, assert_equal_to_the_bit, entangled
 
 
 def test_the_run_folder_holds_everything(runs: Path) -> None:
@@ -57,14 +38,7 @@ def test_the_log_is_whole_and_its_chain_unbroken(runs: Path) -> None:
 
 
 def test_the_same_experiment_gives_the_same_predictions_and_weights_to_the_bit(runs: Path) -> None:
-    import keras
-
-    for (a, _), (b, _) in zip(read(runs / "one"), read(runs / "two"), strict=True):
-        assert a.prediction.tobytes() == b.prediction.tobytes()
-    for name in ("cnn", "mlp"):
-        first, second = (keras.models.load_model(runs / r / "peers" / name / "final.keras") for r in ("one", "two"))
-        for v, w in zip(first.get_weights(), second.get_weights(), strict=True):
-            assert np.array_equal(v, w)
+    assert_equal_to_the_bit(runs / "one", runs / "two")
 
 
 def test_a_peer_that_fails_ends_the_run_with_one_line(tmp_path: Path) -> None:

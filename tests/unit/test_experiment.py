@@ -45,7 +45,10 @@ def refusal(*overrides: str) -> str:
         ),
         ("peers.a.modle=x", "`peers.a.modle` is not known here; did you mean `model`?"),
         ("peers.linear.treads=1", "`peers.linear.treads` is not known here; did you mean `threads`?"),
-        ("xyzzy=1", "`xyzzy` is not known here; valid: batch_size, description, epochs, exchange, name, peers, seed"),
+        (
+            "xyzzy=1",
+            "`xyzzy` is not known here; valid: batch_size, checkpoint, description, epochs, exchange, name, peers, ",
+        ),
     ],
 )
 def test_an_unknown_key_is_refused_at_every_level_with_the_nearest_valid_one(override: str, words: str) -> None:
@@ -177,7 +180,7 @@ def test_the_shipped_recipes_are_the_notebooks(name: str) -> None:
     value = load(name)
     assert {value.peers[p].model for p in ("cnn", "mlp")} == {"cnn", "mlp"}
     assert value.exchange.direction == "self_other"
-    assert value.exchange.shuffle_buffer == 100
+    assert value.exchange.shuffle_buffer == ("full" if name == "mnist" else 100)
     assert value.exchange.weight == Linear(schedule="linear", start=0.0, end=0.05, per="epoch")
     assert all(p.optimizer.model_dump() == {"name": "adam", "learning_rate": 0.01} for p in value.peers.values())
 

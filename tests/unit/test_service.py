@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from coordinator.run_folder import RunFolder
 from coordinator.service import CoordinatorService
 from coordinator.session import Session
 from entangled.v1 import exchange_pb2 as pb
@@ -49,12 +51,12 @@ class Context:
         return "test"
 
 
-def test_a_refusal_waits_for_the_write_that_is_under_way() -> None:
+def test_a_refusal_waits_for_the_write_that_is_under_way(tmp_path: Path) -> None:
     """gRPC cannot send a status after a write that was cancelled: the refused peer would never hear of it."""
 
     async def refuse() -> list[object]:
         session = Session(experiment(), 0.0)
-        service = CoordinatorService(session, "", "run", lambda _: None, lambda _: None)
+        service = CoordinatorService(session, "", RunFolder(tmp_path, ""), lambda _: None)
         context = Context()
         handling = asyncio.create_task(service.Exchange(None, context))
         while session.members["a"].connection is None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from coordinator.session import (
+from coordinator.events import (
     Answer,
+    Departed,
     Disconnected,
     Failed,
     Finished,
@@ -16,11 +17,13 @@ from coordinator.session import (
     Left,
     MetricsArrived,
     PredictionArrived,
+    Recall,
     Record,
-    Session,
+    Synced,
     Ticked,
     Warn,
 )
+from coordinator.session import LINGER, REMEMBERED, WINDOW, Restored, Session
 from entangled import PROTOCOL_VERSION
 from entangled.alignment import Position, batch_digest, fingerprint
 from entangled.errors import (
@@ -191,7 +194,7 @@ def test_the_run_ends_when_all_have_left_and_fails_when_one_fails(session: Sessi
     for connection in range(3):
         session.handle(MetricsArrived(connection, Position(1, 2), {"x": 1.0}, False, True), 0.0)
         effects = session.handle(Left(connection, ""), 0.0)
-    assert effects == [Finished()]
+    assert effects == [Departed("c", {"x": 1.0}), Finished()]
 
     failing = Session(session.experiment, now=0.0)
     join_all(failing)
@@ -199,3 +202,79 @@ def test_the_run_ends_when_all_have_left_and_fails_when_one_fails(session: Sessi
     assert isinstance(effect, Failed)
     assert isinstance(effect.error, RunFailedError)
     assert "peer b failed: no memory" in str(effect.error)
+
+
+def exchange(session: Session, index: int) -> list:
+    effects = []
+    for peer in PEERS:
+        effects = predict(session, peer, session.layout.position(index))
+    return effects
+
+
+def long_session(restored: Restored | None = None) -> Session:
+    values = {
+        "name": "long",
+        "epochs": 1000,
+        "batch_size": 4,
+        "exchange": {"data": "mnist"},
+        "peers": {name: {"model": "mlp"} for name in PEERS},
+    }
+    session = Session(parse(values, "test"), 0.0, restored)
+    join_all(session)
+    return session
+
+
+def test_guarantee_6_what_only_the_log_remembers_is_recalled() -> None:
+    session = long_session()
+    for index in range(REMEMBERED + 2):
+        exchange(session, index)
+        session.handle(Synced(index + 1), 0.0)
+        session.validate()
+    (effect,) = predict(session, "b", START)
+    assert isinstance(effect, Recall)
+    assert (effect.connection, effect.peer, effect.index) == (1, "b", 0)
+    assert len(answers(predict(session, "b", session.layout.position(5)))) == 1  # still in memory
+
+
+def test_guarantee_6_no_more_is_answered_than_peers_can_repeat() -> None:
+    session = long_session()
+    for index in range(WINDOW):
+        assert len(answers(exchange(session, index))) == 3
+    assert answers(exchange(session, WINDOW)) == {}  # the disk is too far behind
+    session.validate()
+    released = session.handle(Synced(1), 0.0)
+    assert set(answers(released)) == {0, 1, 2}
+    assert {e.position for e in released} == {session.layout.position(WINDOW)}
+    session.validate()
+
+
+def test_guarantee_6_after_a_restart_peers_repeat_what_the_log_has_lost() -> None:
+    session = long_session(Restored(DATA, complete=4, finals={}))
+    assert session.complete == 4
+    for index in range(4, 7):
+        assert predict(session, "a", session.layout.position(index)) == []
+    with pytest.raises(AlignmentError, match="ahead of the run"):
+        predict(session, "a", session.layout.position(8))  # a gap
+    for index in range(4, 7):
+        predict(session, "b", session.layout.position(index))
+    for index in range(4, 7):
+        effects = predict(session, "c", session.layout.position(index))
+        assert [e.exchange.index for e in effects if isinstance(e, Record)] == [index]
+        session.validate()
+    (recall,) = predict(session, "a", START)
+    assert isinstance(recall, Recall)
+
+
+def test_guarantee_6_a_peer_that_was_done_before_a_restart_is_not_waited_for() -> None:
+    session = long_session()
+    done = Session(
+        session.experiment, 0.0, Restored(DATA, session.layout.positions, {"a": {"x": 1.0}, "b": {"x": 2.0}})
+    )
+    assert done.waited_for() == ["c (not connected)"]
+    join(done, "a")
+    assert done.handle(Left(0, ""), 0.0) == []  # it never heard that it had been heard
+    join(done, "c")
+    done.handle(MetricsArrived(2, START, {"x": 3.0}, False, True), 0.0)
+    assert done.handle(Left(2, ""), 0.0) == [Departed("c", {"x": 3.0})]
+    assert done.handle(Ticked(), LINGER - 1) == []  # b may still come to hear it
+    assert done.handle(Ticked(), LINGER + 1) == [Finished()]

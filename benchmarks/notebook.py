@@ -1,0 +1,89 @@
+"""Steps a second: `entangled run notebook` against the notebook's eager loop, in turns on the same machine.
+
+    python -m benchmarks.notebook [--rounds 3] [--steps 3000] [--eager-steps 150]
+
+Both do the same work: CNN and MLP, batch 8 of real MNIST, both predictions before either update. A rate is taken after
+a warm-up of a tenth of the steps, so neither start-up nor tracing counts. The eager loop is `examples/notebook_loop.py`
+with TensorFlow's defaults, as in a notebook.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import typer
+
+from entangled import experiment_file
+from entangled.exchange_log import read
+from entangled.launch import local
+
+EAGER = """
+import sys, time
+import keras, numpy as np
+from entangled import datasets
+from examples.notebook_loop import entangle
+from peer.models import cnn, mlp
+steps = int(sys.argv[1])
+data = datasets.load("mnist")
+models = cnn((28, 28), 10), mlp((28, 28), 10)
+optimizers = keras.optimizers.Adam(0.01), keras.optimizers.Adam(0.01)
+order = np.random.default_rng(0).permutation(len(data.x)).reshape(-1, 8)[:steps]
+batches = ((data.x[ids], np.eye(10, dtype=np.float32)[data.y[ids]], 0.05) for ids in order)
+warm, began = steps // 10, 0.0
+for step, _ in enumerate(entangle(models, optimizers, batches)):
+    if step == warm - 1:
+        began = time.perf_counter()
+print((steps - warm) / (time.perf_counter() - began))
+"""
+
+
+def eager(steps: int) -> float:
+    """Steps a second of the notebook's loop, in a process of its own."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", EAGER, str(steps)], env=environment, capture_output=True, text=True, check=True
+    )
+    return float(done.stdout.split()[-1])
+
+
+def entangled(steps: int) -> float:
+    """Steps a second of a run of the shipped `notebook` experiment, from its own log."""
+    experiment = experiment_file.load("notebook", ["epochs=1", f"exchange.data=mnist[:{steps * 8}]"])
+    with tempfile.TemporaryDirectory() as folder:
+        local.run(experiment, Path(folder) / "run", observe=lambda _: None)
+        arrivals = [row.received_at for row, _ in read(Path(folder) / "run") if row.peer == "cnn"]
+    warm = steps // 10
+    return (steps - 1 - warm) / ((arrivals[-1] - arrivals[warm]) / 1e6)
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="How often each is measured.")] = 3,
+    steps: Annotated[int, typer.Option(help="Steps of the distributed run.")] = 3000,
+    eager_steps: Annotated[int, typer.Option(help="Steps of the eager loop.")] = 150,
+) -> None:
+    """Measure both in turns and print every rate, the medians and their ratio."""
+    pairs: list[tuple[float, float]] = []
+    for number in range(rounds):
+        pairs.append((entangled(steps), eager(eager_steps)))
+        print(f"round {number + 1}: entangled {pairs[-1][0]:.1f} steps/s, eager {pairs[-1][1]:.1f} steps/s", flush=True)
+    ours, theirs = (median(p[i] for p in pairs) for i in (0, 1))
+    figures = {
+        "entangled_steps_per_second": round(ours, 1),
+        "eager_steps_per_second": round(theirs, 1),
+        "ratio": round(median(a / b for a, b in pairs), 1),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    typer.run(main)

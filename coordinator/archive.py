@@ -1,0 +1,56 @@
+"""Answers for positions that only the log remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from entangled.alignment import Position
+from entangled.distribution import Probabilities
+from entangled.errors import LogError
+from entangled.exchange_log import Row, from_batch, partitions, read_batches
+
+
+class Archive:
+    """Logged exchanges by position, for one peer that catches up: in order they are read once, a batch at a time."""
+
+    def __init__(self, run: Path, peers: tuple[str, ...]) -> None:
+        """Look into the log in folder `run`, of which each exchange has a row for each of `peers`, in this order."""
+        self._run = run
+        self._peers = peers
+        self._epoch = -1
+        self._next = -1
+        self._rows: Iterator[Row] = iter(())
+
+    def exchange(self, position: Position, index: int) -> tuple[float, list[Probabilities]]:
+        """λ and every peer's prediction, in the experiment's order.
+
+        Raises:
+            LogError: the log does not hold this position.
+        """
+        if position.epoch != self._epoch or index < self._next:
+            self._reopen(position.epoch)
+        found = self._find(index)
+        if not found:  # the epoch was still being written when it was opened
+            self._reopen(position.epoch)
+            found = self._find(index)
+        self._next = index + 1
+        if [row.peer for row in found] != list(self._peers):
+            raise LogError(f"the log does not hold {position}", expected=f"rows of {', '.join(self._peers)}")
+        return found[0].weight, [row.prediction for row in found]
+
+    def _find(self, index: int) -> list[Row]:
+        found: list[Row] = []
+        for row in self._rows:
+            if row.index == index:
+                found.append(row)
+            if len(found) == len(self._peers):
+                break
+        return found
+
+    def _reopen(self, epoch: int) -> None:
+        self._epoch, self._next, self._rows = epoch, -1, self._open(epoch)
+
+    def _open(self, epoch: int) -> Iterator[Row]:
+        for path in [path for number, path in partitions(self._run) if number == epoch]:
+            yield from (row for batch in read_batches(path) for row, _ in from_batch(batch, epoch))

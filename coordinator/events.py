@@ -1,0 +1,185 @@
+"""What happens to a session and what it wants done: the events in and the effects out, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from entangled.alignment import Fingerprint, Position, SampleIds
+from entangled.distribution import Probabilities
+from entangled.errors import EntangledError
+
+# ---- events
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A process asks to be a peer, on a connection."""
+
+    connection: int
+    peer: str
+    instance: str
+    origin: str
+    protocol_version: int
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True)
+class PredictionArrived:
+    """A prediction came in on a connection; `received_at` is wall-clock microseconds, for the log only."""
+
+    connection: int
+    position: Position
+    digest: bytes
+    probabilities: Probabilities
+    size: int
+    received_at: int
+
+
+@dataclass(frozen=True)
+class MetricsArrived:
+    """A peer's scalars by name."""
+
+    connection: int
+    position: Position
+    values: dict[str, float]
+    epoch_end: bool
+    final: bool
+
+
+@dataclass(frozen=True)
+class Left:
+    """A peer says goodbye: done, or failed."""
+
+    connection: int
+    failure: str
+
+
+@dataclass(frozen=True)
+class Disconnected:
+    """A connection ended without goodbye."""
+
+    connection: int
+
+
+@dataclass(frozen=True)
+class Synced:
+    """The log holds every position before `complete` on disk."""
+
+    complete: int
+
+
+@dataclass(frozen=True)
+class Ticked:
+    """Time has passed."""
+
+
+Event = Joined | PredictionArrived | MetricsArrived | Left | Disconnected | Synced | Ticked
+
+
+# ---- effects
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One prediction of a batch and when it came (wall-clock microseconds)."""
+
+    probabilities: Probabilities
+    received_at: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A complete exchange: one batch's predictions, and what each peer gets back."""
+
+    position: Position
+    index: int
+    sample_ids: SampleIds
+    digest: bytes
+    weight: float
+    arrivals: dict[str, Arrival]
+    """By peer, in the experiment's order."""
+    targets: dict[str, Probabilities]
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """Tell a connection that it is in."""
+
+    connection: int
+    complete: int
+
+
+@dataclass(frozen=True)
+class Started:
+    """The data set is known now: keep it with the run."""
+
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Send a soft target."""
+
+    connection: int
+    position: Position
+    digest: bytes
+    weight: float
+    probabilities: Probabilities
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Answer a prediction for a position that only the log remembers: with what was answered first."""
+
+    connection: int
+    peer: str
+    position: Position
+    index: int
+    digest: bytes
+    probabilities: Probabilities
+    """What was repeated, to be compared with what is in the log."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Write a complete exchange to the log."""
+
+    exchange: Exchange
+
+
+@dataclass(frozen=True)
+class Warn:
+    """Something a person should know that changes nothing."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A process came back on a new connection; close its old one."""
+
+    connection: int
+
+
+@dataclass(frozen=True)
+class Departed:
+    """A peer is done: keep its final metrics with the run, so that a restarted coordinator does not wait for it."""
+
+    peer: str
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Every peer is done."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The run is over for everybody."""
+
+    error: EntangledError
+
+
+Effect = Welcome | Started | Answer | Recall | Record | Warn | Replaced | Departed | Finished | Failed

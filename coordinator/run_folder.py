@@ -1,0 +1,98 @@
+"""What the coordinator keeps of a run beside the exchange log, so that it can come back: `run.json`."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from coordinator.session import Restored
+from entangled import atomic
+from entangled.alignment import Fingerprint
+from entangled.errors import EntangledError, LogError
+
+
+class RunFolder:
+    """One run's folder. Every change is on disk when the method returns.
+
+    Args:
+        path: the folder; made, or a run's to go on with.
+        experiment_toml: the experiment as resolved.
+
+    Raises:
+        EntangledError: the folder is of a run of another experiment.
+        LogError: its `run.json` is damaged.
+    """
+
+    def __init__(self, path: Path, experiment_toml: str) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        experiment = path / "experiment.toml"
+        if not experiment.exists():
+            atomic.write(experiment, lambda file: file.write_text(experiment_toml, "utf-8"))
+        elif experiment.read_text("utf-8") != experiment_toml:
+            raise EntangledError(
+                f"{path} is a run of another experiment than this one, or of other settings: choose another --run-dir"
+            )
+        self._description = self._load()
+
+    @property
+    def run_id(self) -> str:
+        """Names the run."""
+        return self._description["run_id"]
+
+    @property
+    def seconds(self) -> float:
+        """Since the first peer joined."""
+        return max(0.0, time.time() - self._description.get("started_at", time.time()))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is over, with a summary."""
+        return (self.path / "summary.json").exists()
+
+    def started(self, data: Fingerprint) -> None:
+        """Keep the data set's fingerprint."""
+        self._description |= {
+            "started_at": time.time(),
+            "samples": data.samples,
+            "classes": data.classes,
+            "ids_digest": data.ids_digest.hex(),
+            "contents_digest": data.contents_digest.hex(),
+        }
+        self._save()
+
+    def departed(self, peer: str, values: dict[str, float]) -> None:
+        """Keep the final metrics of a peer that is done."""
+        self._description["finals"][peer] = values
+        self._save()
+
+    def restored(self, complete: int) -> Restored | None:
+        """What is known of a run that began earlier, with `complete` exchanges in its log."""
+        if "samples" not in self._description:
+            if complete:
+                raise LogError(
+                    f"{self.path / 'run.json'} does not know the data set that {complete} exchanges are about"
+                )
+            return None
+        d = self._description
+        data = Fingerprint(
+            d["samples"], d["classes"], bytes.fromhex(d["ids_digest"]), bytes.fromhex(d["contents_digest"])
+        )
+        return Restored(data, complete, d["finals"])
+
+    def _load(self) -> dict[str, Any]:
+        path = self.path / "run.json"
+        if not path.exists():
+            description: dict[str, Any] = {"run_id": uuid.uuid4().hex, "finals": {}}
+            atomic.write_json(path, description)
+            return description
+        try:
+            return json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise LogError(f"{path} is damaged: {error}") from None
+
+    def _save(self) -> None:
+        atomic.write_json(self.path / "run.json", self._description)

@@ -1,0 +1,43 @@
+"""Files that are whole or not there, also after a power cut."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write(path: Path, content: Callable[[Path], object], suffix: str | None = None) -> None:
+    """Have `content` write a temporary file, and put it in the place of `path`.
+
+    Args:
+        path: of the file.
+        content: writes to the path that it is given.
+        suffix: of the temporary file; by default that of `path`, which decides on the format for some writers.
+    """
+    temporary = temporary_for(path, suffix)
+    content(temporary)
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def temporary_for(path: Path, suffix: str | None = None) -> Path:
+    """Where a file that is to become `path` is written."""
+    return path.with_name(f".tmp-{path.name}{suffix or ''}")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON."""
+    write(path, lambda file: file.write_text(json.dumps(value, indent=2) + "\n", "utf-8"))
+
+
+def sync(path: Path) -> None:
+    """Return when a file or folder is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

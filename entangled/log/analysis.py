@@ -1,0 +1,271 @@
+"""What a log says about the peers: divergences, entropies, agreement, waits. Pure, and streaming over blocks.
+
+All logarithms are natural; probabilities are float32 in, float64 out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from entangled.alignment import Layout, Position
+from entangled.distribution import agreement, soft_targets
+from entangled.log.block import Block
+
+Floats = npt.NDArray[np.float64]
+
+CLIP = 1e-7
+"""Probabilities below are taken as this, as Keras' `KLDivergence` does."""
+
+
+def divergence(p: npt.NDArray[np.floating], q: npt.NDArray[np.floating]) -> Floats:
+    """KL(p ‖ q) = Σ p log(p / q) over the last axis, both clipped to `CLIP` … 1, as Keras' `KLDivergence(p, q)`.
+
+    Args:
+        p: `(…, classes)` probabilities.
+        q: as `p`.
+
+    Returns:
+        `(…)`, nats.
+
+    >>> divergence(np.array([0.5, 0.5]), np.array([0.25, 0.75])).round(4)
+    np.float64(0.1438)
+    """
+    p, q = (np.clip(x.astype(np.float64), CLIP, 1.0) for x in (p, q))
+    return (p * np.log(p / q)).sum(axis=-1)
+
+
+def entropy(p: npt.NDArray[np.floating]) -> Floats:
+    """H(p) = -Σ p log p over the last axis, `(…)`, nats; 0 log 0 is 0.
+
+    >>> entropy(np.array([[0.5, 0.5], [1.0, 0.0]])).round(4).tolist()
+    [0.6931, 0.0]
+    """
+    p = p.astype(np.float64)
+    return np.abs((p * np.log(np.where(p > 0, p, 1.0))).sum(axis=-1))
+
+
+def jensen_shannon(predictions: npt.NDArray[np.floating]) -> Floats:
+    """How far several distributions are apart: H(mean) - mean H, the generalised Jensen-Shannon divergence.
+
+    Equal weights; 0 where all are the same, log(number) where no two share a class. Lin, Divergence measures based on
+    the Shannon entropy, IEEE Trans. Inf. Theory 37(1), 1991.
+
+    Args:
+        predictions: `(…, peers, rows, classes)`.
+
+    Returns:
+        `(…, rows)`, nats.
+
+    >>> jensen_shannon(np.array([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 1.0], [0.5, 0.5]]])).round(4).tolist()
+    [0.6931, 0.0]
+    """
+    predictions = predictions.astype(np.float64)
+    mixed = entropy(predictions.mean(axis=-3)) - entropy(predictions).mean(axis=-2)
+    return np.maximum(mixed, 0.0)
+
+
+class Quantiles:
+    """Quantiles of any number of whole numbers ≥ 0, within 1 %, in constant memory.
+
+    Counts in buckets: 64 to every power of two, so a bucket is at most 1/64 as wide as it is high up.
+
+    >>> waits = Quantiles()
+    >>> waits.add(np.arange(1, 1001))
+    >>> waits.quantile(0.05), waits.quantile(0.95)
+    (50.0, 947.5)
+    """
+
+    _BITS = 6
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(64 << self._BITS, np.int64)
+
+    def add(self, values: npt.NDArray[np.int64]) -> None:
+        """Count `values`; below 0 counts as 0."""
+        values = np.maximum(values.reshape(-1), 0)
+        # Bits below the leading one and the six behind it are dropped.
+        shift = np.maximum(np.frexp(values.astype(np.float64))[1] - self._BITS - 1, 0)
+        buckets = (shift << self._BITS) + (values >> shift)
+        self._counts += np.bincount(buckets, minlength=len(self._counts))
+
+    def quantile(self, share: float) -> float:
+        """The value that `share` (0 … 1) of all do not exceed, as the middle of its bucket; 0 if there are none."""
+        total = int(self._counts.sum())
+        if not total:
+            return 0.0
+        bucket = int(np.searchsorted(np.cumsum(self._counts), np.ceil(share * total)))
+        shift = max((bucket >> self._BITS) - 1, 0)
+        low = bucket - (shift << self._BITS)
+        return (low << shift) + ((1 << shift) - 1) / 2
+
+
+@dataclass(frozen=True)
+class PeerEpoch:
+    """One peer in one epoch: means over the epoch's samples."""
+
+    epoch: int
+    peer: str
+    exchanges: int
+    weight_first: float
+    """λ at the first exchange, and at the last."""
+    weight_last: float
+    agreement: float
+    """As `entangled.distribution.agreement`."""
+    kl_self_other: float
+    """KL(own prediction ‖ the others' soft target)."""
+    kl_other_self: float
+    entropy: float
+    wait_ms_mean: float
+    wait_ms_p95: float
+    """Within 1 %."""
+    bytes: int
+
+
+class _EpochSums:
+    """Sums over the blocks of one epoch."""
+
+    def __init__(self, first: Block, peers: int) -> None:
+        self.epoch, self.weight = first.epoch, float(first.weights[0])
+        self.weight_last = self.weight
+        self.exchanges = self.samples = 0
+        self.agreement, self.self_other, self.other_self, self.entropy, self.waits, self.bytes = np.zeros((6, peers))
+        self.quantiles = [Quantiles() for _ in range(peers)]
+
+    def add(self, block: Block) -> None:
+        predictions = block.by_peer()
+        rows = len(predictions[0])
+        self.exchanges += len(block.indexes)
+        self.samples += rows
+        self.weight_last = float(block.weights[-1])
+        self.agreement += agreement(predictions) * rows
+        for i, (own, target) in enumerate(zip(predictions, soft_targets(predictions), strict=True)):
+            self.self_other[i] += divergence(own, target).sum()
+            self.other_self[i] += divergence(target, own).sum()
+            self.entropy[i] += entropy(own).sum()
+            self.quantiles[i].add(block.wait_us[:, i])
+        self.waits += block.wait_us.sum(axis=0)
+        self.bytes += block.bytes.sum(axis=0)
+
+    def result(self, peers: Sequence[str]) -> list[PeerEpoch]:
+        return [
+            PeerEpoch(
+                self.epoch,
+                peer,
+                self.exchanges,
+                self.weight,
+                self.weight_last,
+                float(self.agreement[i] / self.samples),
+                float(self.self_other[i] / self.samples),
+                float(self.other_self[i] / self.samples),
+                float(self.entropy[i] / self.samples),
+                float(self.waits[i] / self.exchanges / 1e3),
+                self.quantiles[i].quantile(0.95) / 1e3,
+                int(self.bytes[i]),
+            )
+            for i, peer in enumerate(peers)
+        ]
+
+
+def summarise(blocks: Iterable[Block], peers: Sequence[str]) -> Iterator[PeerEpoch]:
+    """Every epoch and peer, as each epoch ends; memory does not depend on how many blocks there are."""
+    sums: _EpochSums | None = None
+    for block in blocks:
+        if sums is not None and sums.epoch != block.epoch:
+            yield from sums.result(peers)
+            sums = None
+        sums = sums or _EpochSums(block, len(peers))
+        sums.add(block)
+    if sums is not None:
+        yield from sums.result(peers)
+
+
+def divergences(blocks: Iterable[Block], samples: int) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """For each sample, the mean Jensen-Shannon divergence (nan if never seen), and the number of its exchanges."""
+    sums, counts = np.zeros(samples), np.zeros(samples, np.int64)
+    for block in blocks:
+        ids = block.sample_ids.reshape(-1)
+        np.add.at(sums, ids, jensen_shannon(block.predictions).reshape(-1))
+        np.add.at(counts, ids, 1)
+    with np.errstate(invalid="ignore"):
+        return sums / counts, counts
+
+
+def most_divergent(divergence: Floats, count: int) -> npt.NDArray[np.int64]:
+    """The ids of the `count` samples that diverge most, most first; of equals the lower id first."""
+    order = np.argsort(-divergence, kind="stable")  # nan sorts last
+    return order[: min(count, int(np.isfinite(divergence).sum()))].astype(np.int64)
+
+
+def mean_predictions(blocks: Iterable[Block], sample_ids: Collection[int], peers: int, classes: int) -> Floats:
+    """Each peer's mean prediction for each of `sample_ids`, `(samples, peers, classes)`."""
+    wanted = np.sort(np.array(list(sample_ids), np.int64))
+    sums, counts = np.zeros((len(wanted), peers, classes)), np.zeros(len(wanted), np.int64)
+    for block in blocks:
+        exchange, row = np.nonzero(np.isin(block.sample_ids, wanted))
+        places = np.searchsorted(wanted, block.sample_ids[exchange, row])
+        np.add.at(sums, places, block.predictions[exchange, :, row])
+        np.add.at(counts, places, 1)
+    means = sums / np.maximum(counts, 1)[:, None, None]
+    return means[np.searchsorted(wanted, np.array(list(sample_ids), np.int64))]
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """One exchange that a sample was in."""
+
+    position: Position
+    weight: float
+    predictions: npt.NDArray[np.float32]
+    """Each peer's prediction for the sample, `(peers, classes)`."""
+
+
+def sightings(blocks: Iterable[Block], sample_id: int) -> Iterator[Sighting]:
+    """The exchanges that a sample was in, in order."""
+    for block in blocks:
+        for exchange, row in np.argwhere(block.sample_ids == sample_id).tolist():
+            position = Position(block.epoch, int(block.steps[exchange]))
+            yield Sighting(position, float(block.weights[exchange]), block.predictions[exchange, :, row])
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a run went, in equal stretches of it; nan where the log has nothing. `(…, stretches)` everywhere."""
+
+    epochs: Floats
+    """The middle of each stretch, in epochs from the run's beginning."""
+    weight: Floats
+    """λ."""
+    agreement: Floats
+    """`(peers, peers, stretches)`: the share of samples on which two peers agree."""
+    divergence: Floats
+    """`(peers, peers, stretches)`: KL(peer ‖ other peer)."""
+    entropy: Floats
+    """`(peers, stretches)`."""
+
+
+def course(blocks: Iterable[Block], peers: int, layout: Layout, stretches: int = 200) -> Course:
+    """The run in at most `stretches` stretches, each the mean over its samples (λ: over its exchanges)."""
+    stretches = min(stretches, layout.positions)
+    exchanges, samples, weight = np.zeros((3, stretches))
+    entropies = np.zeros((peers, stretches))
+    agreements, divergences = np.zeros((2, peers, peers, stretches))
+    for block in blocks:
+        place = block.indexes * stretches // layout.positions
+        rows = block.sample_ids.shape[1]
+        own = [block.predictions[:, i] for i in range(peers)]
+        top = [p.argmax(axis=-1) for p in own]
+        np.add.at(exchanges, place, 1)
+        np.add.at(samples, place, rows)
+        np.add.at(weight, place, block.weights.astype(np.float64))
+        for i in range(peers):
+            np.add.at(entropies[i], place, entropy(own[i]).sum(axis=1))
+            for j in range(peers):
+                np.add.at(agreements[i, j], place, (top[i] == top[j]).sum(axis=1))
+                np.add.at(divergences[i, j], place, divergence(own[i], own[j]).sum(axis=1))
+    middle = (np.arange(stretches) + 0.5) / stretches * layout.epochs
+    with np.errstate(invalid="ignore"):
+        return Course(middle, weight / exchanges, agreements / samples, divergences / samples, entropies / samples)

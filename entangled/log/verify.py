@@ -1,0 +1,199 @@
+"""Proves a log: what was exchanged is all there, in order, unchanged, and what the experiment says it had to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from entangled.alignment import Position, SampleIds, batch_digest, sample_order
+from entangled.distribution import check
+from entangled.errors import LogError, PredictionError
+from entangled.exchange_log import Row, chain, folder, from_batch, genesis, partitions, read_batches
+from entangled.log.reader import Note, Run, ignore
+from entangled.schedule import weight_at
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The first thing that is wrong with a log."""
+
+    file: str
+    position: Position | None
+    """Where the fault stands; None if it is about the log as a whole."""
+    peer: str
+    what: str
+    expected: str
+    got: str
+
+    def __str__(self) -> str:
+        where = f"{self.position} peer {self.peer}: " if self.position else ""
+        return f"{self.file}: {where}{self.what} (expected {self.expected}; got {self.got})"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was proven: every exchange before the fault, or all."""
+
+    exchanges: int
+    of: int
+    """How many the whole run has."""
+    finished: bool
+    fault: Fault | None
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What a row must be, by the experiment alone."""
+
+    position: Position
+    index: int
+    peer: str
+    weight: float
+    sample_ids: SampleIds
+
+
+def verify(run: Run, note: Note = ignore) -> Verdict:
+    """Check a run's log from its first row to the first fault.
+
+    Every row stands where it must (epoch, step, index, peer); is about the samples that the experiment's sample order
+    gives, under their digest; has the schedule's λ and a valid prediction; and continues the hash chain, which starts
+    from `experiment.toml`. The log of a finished run has every position, and ends in the `chain` of `summary.json`.
+
+    Args:
+        run: as opened.
+        note: is told what cannot be proven about the log of a run that is not finished.
+    """
+    walk = _Walk(run, note)
+    fault: tuple[str, str, str] | None = None
+    try:
+        walk.all()
+    except _Differs as difference:
+        fault = difference.fields
+    except LogError as error:
+        what = error.message.removeprefix(f"{walk.path} ")
+        fault = what, error.expected or "whole rows", error.got or "damage"
+    position, peer = (walk.want.position, walk.want.peer) if walk.want else (None, "")
+    return Verdict(
+        walk.rows // len(run.peers),
+        run.layout.positions,
+        run.summary is not None,
+        Fault(str(walk.path), position, peer, *fault) if fault else None,
+    )
+
+
+class _Differs(Exception):  # noqa: N818
+    """A row is not what it must be."""
+
+    def __init__(self, what: str, expected: object, got: object) -> None:
+        self.fields = what, str(expected), str(got)
+
+
+class _Walk:
+    """Walks through a log, row by row; where it stands when it raises is where the fault is."""
+
+    def __init__(self, run: Run, note: Note) -> None:
+        self.path = folder(run.folder)
+        self.rows = 0
+        self._run, self._note = run, note
+        self._link = genesis(run.toml)
+        self._expected = _expected(run)
+        self.want = next(self._expected, None)
+
+    def all(self) -> None:
+        """Raise `_Differs`, or LogError where a file cannot be read, at the first fault."""
+        for epoch, path in partitions(self._run.folder):
+            self.path = path
+            for batch in read_batches(self.path, self._note):
+                for row, stored in from_batch(batch, epoch):
+                    self._row(row, stored)
+        self._end()
+
+    def _row(self, row: Row, stored: bytes) -> None:
+        if self.want is None:
+            raise _Differs("there is a row behind the run's last", "no more rows", _place(row))
+        _check(self._run, self.want, row)
+        self._link = chain(self._link, row)
+        if stored != self._link:
+            what = "this is not the row that was written: the hash chain breaks"
+            if self.rows == 0:
+                what = "the hash chain does not start from experiment.toml, or this is not the row that was written"
+            raise _Differs(what, self._link.hex(), stored.hex())
+        self.rows += 1
+        self.want = next(self._expected, None)
+
+    def _end(self) -> None:
+        exchanges, rest = divmod(self.rows, len(self._run.peers))
+        summary = self._run.summary
+        if self.want is not None and (rest or summary is not None):
+            raise _Differs("the log ends before this row", _names(self.want), "no more rows")
+        if summary is None:
+            self._note(
+                f"the run is not finished: its log holds {exchanges} of {self._run.layout.positions} exchanges; that "
+                "there were no more of them, and the hash chain's end, cannot be proven"
+            )
+            return
+        self.path = self._run.folder / "summary.json"
+        if summary.get("chain") != self._link.hex():
+            raise _Differs("the hash chain's end is not the log's", self._link.hex(), summary.get("chain"))
+        if summary.get("exchanges") != exchanges:
+            raise _Differs("the number of exchanges is not the log's", exchanges, summary.get("exchanges"))
+
+
+def _expected(run: Run) -> Iterator[_Expected]:
+    layout, exchange = run.layout, run.experiment.exchange
+    ids = np.arange(run.samples, dtype=np.int64)
+    for epoch in range(layout.epochs):
+        order = sample_order(ids, exchange.shuffle_buffer, run.experiment.seed, epoch)
+        for step in range(layout.steps_per_epoch):
+            position = Position(epoch, step)
+            weight = float(np.float32(weight_at(exchange.weight, position, layout)))
+            for peer in run.peers:
+                yield _Expected(position, layout.index(position), peer, weight, layout.batch(order, step))
+
+
+def _check(run: Run, want: _Expected, row: Row) -> None:
+    """Raise `_Differs` unless `row` is, but for what the peer predicted, what is wanted here."""
+    _check_place(run, want, row)
+    shape = len(want.sample_ids), run.classes
+    if row.prediction.shape != shape:
+        raise _Differs("the prediction's shape is wrong", shape, row.prediction.shape)
+    if len(row.sample_ids) != len(want.sample_ids):
+        raise _Differs("the number of sample ids is wrong", len(want.sample_ids), len(row.sample_ids))
+    other = np.flatnonzero(row.sample_ids != want.sample_ids)
+    if other.size:
+        place = int(other[0])
+        what = f"sample {place} of the batch is not the one that the sample order gives"
+        raise _Differs(what, f"sample id {want.sample_ids[place]}", f"sample id {row.sample_ids[place]}")
+    digest = batch_digest(want.position, row.sample_ids)
+    if row.digest != digest:
+        raise _Differs("the batch digest is not that of the sample ids", digest.hex(), row.digest.hex())
+    if row.weight != want.weight:
+        raise _Differs("λ is not the schedule's", want.weight, row.weight)
+    try:
+        check(row.prediction, *shape)
+    except PredictionError as error:
+        raise _Differs(f"the prediction is no distribution: {error.message}", error.expected, error.got) from None
+
+
+def _check_place(run: Run, want: _Expected, row: Row) -> None:
+    got = row.position, row.index, row.peer
+    if got == (want.position, want.index, want.peer):
+        return
+    if row.peer not in run.peers:
+        raise _Differs("the row is of no peer of the experiment", _names(want), _place(row))
+    peers = {peer: place for place, peer in enumerate(run.peers)}
+    if row.index != run.layout.index(row.position):
+        raise _Differs("the row's index is not its position's", _names(want), _place(row))
+    if (row.index, peers[row.peer]) < (want.index, peers[want.peer]):
+        raise _Differs("an earlier row stands here: duplicated, or out of order", _names(want), _place(row))
+    raise _Differs("a later row stands here: this one is missing, or out of order", _names(want), _place(row))
+
+
+def _names(want: _Expected) -> str:
+    return f"{want.position} (index {want.index}) peer {want.peer}"
+
+
+def _place(row: Row) -> str:
+    return f"{row.position} (index {row.index}) peer {row.peer}"

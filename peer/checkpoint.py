@@ -1,0 +1,93 @@
+"""Checkpoints: everything a peer needs to go on as if it had never stopped, in files that are whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from entangled import atomic, faults
+from entangled.errors import LogError
+
+KEPT = 2
+"""Checkpoints on disk: the newest, and one before it."""
+
+_DIGEST = 32
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A peer's state between two batches."""
+
+    run_id: str
+    """Of the run it belongs to."""
+    index: int
+    """Of the next batch to train on."""
+    variables: Sequence[npt.NDArray[Any]]
+    """The model's, random state included, then the optimizer's."""
+    losses: npt.NDArray[np.float64]
+    """Of this epoch's batches so far."""
+    correct: int
+    """Right predictions in this epoch so far."""
+    weight: float
+    """λ of the last batch."""
+    metrics_bytes: int
+    """Length of metrics.jsonl."""
+
+
+def save(folder: Path, role: str, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint to `folder` and drop all but the newest `KEPT`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    header = {name: getattr(checkpoint, name) for name in ("run_id", "index", "correct", "weight", "metrics_bytes")}
+    arrays: dict[str, Any] = {f"v{i}": np.asarray(v) for i, v in enumerate(checkpoint.variables)}
+    np.savez(buffer, header=np.array(json.dumps(header)), losses=checkpoint.losses, **arrays)
+    content = buffer.getvalue()
+
+    def write(file: Path) -> None:
+        file.write_bytes(hashlib.blake2b(content, digest_size=_DIGEST).digest() + content)
+        faults.point(role, "in checkpoint")
+
+    atomic.write(folder / f"{checkpoint.index:012d}.checkpoint", write)
+    for old in _newest_first(folder)[KEPT:]:
+        old.unlink()
+
+
+def load(folder: Path, run_id: str, complete: int) -> Checkpoint | None:
+    """The newest whole checkpoint in `folder` that is not ahead of the run, or None.
+
+    Args:
+        folder: of the checkpoints.
+        run_id: of the run.
+        complete: exchanges that the run has; a log that lost its end to a power cut may have fewer than a checkpoint.
+
+    Raises:
+        LogError: it is of another run.
+    """
+    for path in _newest_first(folder):
+        stored = path.read_bytes()
+        digest, content = stored[:_DIGEST], stored[_DIGEST:]
+        if hashlib.blake2b(content, digest_size=_DIGEST).digest() != digest:
+            continue
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            header = json.loads(str(arrays["header"]))
+            variables = [arrays[f"v{i}"] for i in range(len(arrays.files) - 2)]
+            found = Checkpoint(variables=variables, losses=arrays["losses"], **header)
+        if found.run_id != run_id:
+            raise LogError(
+                f"{folder} holds another run's checkpoints: choose another --run-dir", expected=run_id, got=found.run_id
+            )
+        if found.index <= complete:
+            return found
+    return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.glob("*.checkpoint") if not p.name.startswith(".")), reverse=True)

@@ -1,0 +1,298 @@
+"""Re-train one peer alone from a run's log: `python -m peer.replay`, which is `entangled replay`.
+
+The log stands in for everybody else: it holds the others' predictions, exactly what the soft targets were made from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from entangled import atomic, datasets, experiment_file, process
+from entangled.alignment import Fingerprint, Position, SampleIds, batch_digest, sample_order
+from entangled.distribution import Probabilities, agreement, soft_targets
+from entangled.errors import EntangledError, ExperimentError, LogError
+from entangled.exchange_log import Row, Writer, from_batch, genesis, partitions, read_batches
+from entangled.experiment import Experiment
+from entangled.log.reader import Run, open_run
+from entangled.schedule import weight_at
+from peer.exchange import SoftTarget
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+FLUSH_EXCHANGES = 256
+
+
+class LogExchange:
+    """`peer.exchange.Exchange` over a run's log, which also writes the log of the replay.
+
+    Args:
+        run: the run to replay, as opened.
+        peer: the name in it of the one that is trained again.
+        experiment: the run's, or with another λ or KL direction, or other settings of that peer.
+        folder: of the replay, which becomes a run of its own.
+        exchanged: is told how many exchanges are done, after each.
+    """
+
+    def __init__(
+        self, run: Run, peer: str, experiment: Experiment, folder: Path, exchanged: Callable[[int], None]
+    ) -> None:
+        self.done = 0
+        self.largest_difference = 0.0
+        """Between a prediction and the logged one."""
+        self.first_difference: Position | None = None
+        self.values: dict[str, float] = {}
+        self._run, self._peer, self._experiment = run, peer, experiment
+        self._mine = run.peers.index(peer)
+        self._exchanged = exchanged
+        toml = experiment_file.dumps(experiment)
+        self._writer = Writer(folder, genesis(toml), len(run.peers))
+        self._rows = self._read()
+        self._agreeing = np.zeros(len(run.peers))
+
+    def join(self, fingerprint: Fingerprint) -> int:
+        """See `peer.exchange.Exchange.join`."""
+        got = fingerprint.contents_digest.hex()
+        if fingerprint.samples != self._run.samples or got != self._run.contents_digest:
+            raise LogError(
+                f"{self._experiment.exchange.data} is not the data that the run was made with",
+                expected=f"{self._run.samples} samples, contents {self._run.contents_digest}",
+                got=f"{fingerprint.samples} samples, contents {got}",
+            )
+        return 0
+
+    def order(self, epoch: int) -> SampleIds:
+        """See `peer.exchange.Exchange.order`."""
+        ids, exchange = np.arange(self._run.samples, dtype=np.int64), self._experiment.exchange
+        return sample_order(ids, exchange.shuffle_buffer, self._experiment.seed, epoch)
+
+    def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
+        """See `peer.exchange.Exchange.exchange`."""
+        rows = next(self._rows, None)
+        if rows is None:
+            raise LogError(f"the log ends before {position}: replay --until {position.epoch}")
+        digest = batch_digest(position, sample_ids)
+        if rows[0].digest != digest or [row.peer for row in rows] != list(self._run.peers):
+            raise LogError(
+                f"the log does not hold {position} here; see `entangled log verify {self._run.folder}`",
+                expected=f"batch digest {digest.hex()}",
+                got=f"{rows[0].position}, batch digest {rows[0].digest.hex()}",
+            )
+        self._compare(position, prediction, rows[self._mine].prediction)
+        predictions = [row.prediction for row in rows]
+        weight = float(np.float32(weight_at(self._experiment.exchange.weight, position, self._run.layout)))
+        target = SoftTarget(soft_targets(predictions)[self._mine], weight)
+        predictions[self._mine] = prediction
+        self._write(rows, weight, predictions)
+        if position.step == 0:
+            self._agreeing[:] = 0
+        self._agreeing += agreement(predictions) * len(sample_ids)
+        self.done += 1
+        self._exchanged(self.done)
+        return target
+
+    def settle(self, complete: int) -> None:
+        """See `peer.exchange.Exchange.settle`."""
+        self._writer.flush()
+
+    def report(self, position: Position, values: dict[str, float], *, epoch_end: bool = False) -> None:
+        """See `peer.exchange.Exchange.report`."""
+
+    def finish(self, values: dict[str, float]) -> None:
+        """See `peer.exchange.Exchange.finish`."""
+        self.values = values
+        self._writer.finish_epoch()
+
+    def fail(self, reason: str) -> None:
+        """See `peer.exchange.Exchange.fail`."""
+        self._writer.close()
+
+    def summary(self, seconds: float, weight: float) -> dict[str, object]:
+        """What becomes the replay's `summary.json`: the others' figures are those of the run."""
+        known: dict[str, Any] = (self._run.summary or {}).get("peers", {})
+        agreeing = (self._agreeing / self._run.samples).tolist()
+        peers = {
+            name: {**known.get(name, {}), "agreement": a} for name, a in zip(self._run.peers, agreeing, strict=True)
+        }
+        peers[self._peer] |= self.values
+        return {
+            "experiment": self._experiment.name,
+            "peers": peers,
+            "exchanges": self.done,
+            "wall_seconds": seconds,
+            "final_weight": weight,
+            "chain": self._writer.chain.hex(),
+        }
+
+    def _compare(self, position: Position, prediction: Probabilities, logged: Probabilities) -> None:
+        if not np.array_equal(prediction, logged):
+            self.first_difference = self.first_difference or position
+            self.largest_difference = max(self.largest_difference, float(np.abs(prediction - logged).max()))
+
+    def _write(self, rows: list[Row], weight: float, predictions: list[Probabilities]) -> None:
+        for row, prediction in zip(rows, predictions, strict=True):
+            self._writer.append(
+                Row(
+                    row.position,
+                    row.index,
+                    row.peer,
+                    weight,
+                    row.sample_ids,
+                    row.digest,
+                    prediction,
+                    row.staleness,
+                    row.received_at,
+                    row.wait_us,
+                    row.bytes,
+                )
+            )
+        if self.done % FLUSH_EXCHANGES == 0:
+            self._writer.flush()
+
+    def _read(self) -> Iterator[list[Row]]:
+        rows: list[Row] = []
+        for epoch, path in partitions(self._run.folder):
+            for row in (row for batch in read_batches(path) for row, _ in from_batch(batch, epoch)):
+                rows.append(row)
+                if len(rows) == len(self._run.peers):
+                    yield rows
+                    rows = []
+
+
+def counterfactual(run: Run, peer: str, overrides: list[str]) -> Experiment:
+    """The run's experiment under `overrides` that leave what the others predicted valid.
+
+    Raises:
+        ExperimentError: an override changes more than λ, the KL direction, or this peer's own settings.
+    """
+    changed = experiment_file.loads(run.toml, str(run.folder / "experiment.toml"), overrides)
+
+    def others(experiment: Experiment) -> dict[str, Any]:
+        values = experiment.model_dump(mode="json")
+        del values["exchange"]["weight"], values["exchange"]["direction"], values["peers"][peer], values["checkpoint"]
+        return values
+
+    if others(changed) != others(run.experiment):
+        raise ExperimentError(
+            "a replay can change only exchange.weight, exchange.direction and peers." + peer + ": the others' "
+            "predictions are for the batches of the run as it was"
+        )
+    return changed
+
+
+@app.command()
+def replay(
+    run_dir: Annotated[Path, typer.Argument(help="The run's folder.", metavar="RUN")],
+    peer: Annotated[str, typer.Argument(help="The peer to train again.")],
+    until: Annotated[int | None, typer.Option(help="End after so many epochs.", min=1)] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="What if: exchange.weight.end=0.2, exchange.direction=other_self, peers.PEER.…"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--run-dir", help="Folder of the replay [default: runs/NAME-replay-PEER-DATE-TIME]")
+    ] = None,
+) -> None:
+    """Train one peer of a run again, alone, from the log of what the others predicted.
+
+    Unchanged, it must end with the same weights to the bit, and says whether it did. With --set it is a counterfactual:
+    the same run under another λ or KL direction, with the others' predictions as logged. Either way the replay is a run
+    of its own, which the other commands accept.
+
+    entangled replay runs/x cnn --set exchange.weight.end=0.2
+    """
+    process.main(lambda: _replay(run_dir, peer, until, overrides or [], output))
+
+
+def _replay(run_dir: Path, peer: str, until: int | None, overrides: list[str], output: Path | None) -> None:
+    run = open_run(run_dir)
+    if peer not in run.peers:
+        raise LogError("the run has no such peer", expected=" or ".join(run.peers), got=peer)
+    experiment = counterfactual(run, peer, overrides)
+    now = datetime.now()
+    folder = output or Path("runs") / f"{experiment.name}-replay-{peer}-{now:%Y%m%d-%H%M%S}"
+    if folder.exists() and any(folder.iterdir()):
+        raise EntangledError(f"{folder} is not empty; choose another --run-dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    description = json.loads((run.folder / "run.json").read_text("utf-8"))
+    description |= {"run_id": uuid.uuid4().hex, "replay_of": description["run_id"], "peer": peer, "set": overrides}
+    atomic.write_json(folder / "run.json", description)
+    (folder / "experiment.toml").write_text(experiment_file.dumps(experiment), "utf-8")
+
+    epochs = min(until or experiment.epochs, experiment.epochs)
+    total = epochs * run.layout.steps_per_epoch
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task(f"replaying {peer}", total=total)
+        exchange = LogExchange(run, peer, experiment, folder, lambda done: progress.update(task, completed=done))
+        trained = _train(run, peer, experiment, exchange, folder, until, description["run_id"])
+    seconds = (datetime.now() - now).total_seconds()
+    if epochs == experiment.epochs:
+        last = run.layout.position(total - 1)
+        weight = float(np.float32(weight_at(experiment.exchange.weight, last, run.layout)))
+        atomic.write_json(folder / "summary.json", exchange.summary(seconds, weight))
+    for line in _verdict(run, peer, experiment, exchange, trained, epochs):
+        typer.echo(line)
+    typer.echo(f"run folder: {folder}")
+
+
+def _train(
+    run: Run, peer: str, experiment: Experiment, exchange: LogExchange, folder: Path, until: int | None, run_id: str
+) -> Any:
+    sys.path.insert(0, os.getcwd())  # the user's own `module:function`
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    settings = experiment.peers[peer]
+    with process.quiet():
+        from peer import trainer
+
+        trainer.configure(settings.device, settings.threads)
+    initial = run.folder / "peers" / peer / "initial.weights.h5"
+    same_model = settings.model == run.experiment.peers[peer].model
+    data = datasets.load(experiment.exchange.data)
+    weights = initial if same_model and initial.exists() else None
+    return trainer.train(experiment, peer, data, exchange, folder / "peers" / peer, run_id, until, weights)
+
+
+def _verdict(
+    run: Run, peer: str, experiment: Experiment, exchange: LogExchange, trained: Any, epochs: int
+) -> Iterator[str]:
+    values = exchange.values
+    yield (
+        f"{peer}: training loss {values['train_loss']:.4f}, training accuracy {values['train_accuracy']:.2%}, "
+        f"test accuracy {values['test_accuracy']:.2%}, test loss {values['test_loss']:.4f}"
+    )
+    if experiment != run.experiment:
+        return
+    if exchange.first_difference is None:
+        yield f"predictions: all {exchange.done} equal the logged ones to the bit"
+    else:
+        yield (
+            f"predictions: the first that differs from the log is at {exchange.first_difference}; "
+            f"the largest difference is {exchange.largest_difference:.3g}: another machine, or another version?"
+        )
+    final = run.folder / "peers" / peer / "final.keras"
+    if epochs < experiment.epochs or not final.exists():
+        yield f"final weights: not compared, {'--until ended before them' if final.exists() else f'no {final}'}"
+        return
+    import keras
+
+    before: Any = keras.models.load_model(final)
+    pairs = zip(before.get_weights(), trained.model.get_weights(), strict=True)
+    largest = max(float(np.abs(a - b).max(initial=0.0)) if not np.array_equal(a, b) else 0.0 for a, b in pairs)
+    verdict = "equal to the bit" if largest == 0 else f"the largest difference is {largest:.3g}"
+    yield f"final weights: {verdict} ({final})"
+
+
+if __name__ == "__main__":
+    app(prog_name="entangled replay")
