@@ -20,7 +20,7 @@ from coordinator.recorder import Recorder
 from coordinator.run_folder import RunFolder
 from coordinator.service import CoordinatorService
 from coordinator.session import Session
-from entangled import atomic, codec
+from entangled import atomic, codec, process
 from entangled.alignment import Position
 from entangled.distribution import agreement
 from entangled.errors import EntangledError, LogError, RunFailedError
@@ -64,7 +64,7 @@ async def serve(experiment: Experiment, listen: str, run: Path) -> None:
     folder = RunFolder(run, toml)
 
     def disk_failed(error: Exception) -> None:
-        reason = LogError(f"cannot write the exchange log in {run}: {error}")
+        reason = LogError(f"cannot write the exchange log in {run}: {process.one_line(error)}")
         loop.call_soon_threadsafe(service.fail, reason)
 
     def durable(complete: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -22,6 +23,14 @@ def log_to(path: Path) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", handlers=handlers
     )
+
+
+def one_line(error: Exception) -> str:
+    """An error of somebody else's as one line: its kind, what it says, and what to do where that is known."""
+    full = isinstance(error, OSError) and (error.errno == errno.ENOSPC or "errno = 28" in str(error))
+    if full:
+        return "no space left on the disk of the run's folder: free some, then go on with entangled run --resume"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def main(work: Callable[[], None]) -> None:

@@ -80,8 +80,8 @@ def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float) -
         raise
     except Exception as error:
         log.exception("peer %s cannot go on", name)
-        client.fail(f"{type(error).__name__}: {error}")
-        raise EntangledError(f"{type(error).__name__}: {error}") from None
+        client.fail(process.one_line(error))
+        raise EntangledError(process.one_line(error)) from None
 
 
 if __name__ == "__main__":

@@ -72,6 +72,9 @@ def run(
         if overrides or run_dir:
             raise EntangledError("--resume goes on with a run as it is: give neither --set nor --run-dir with it")
         settings, folder = experiment_file.load(str(resume / "experiment.toml")), resume
+        if (resume / "summary.json").exists():
+            typer.echo(f"{resume} is finished: there is nothing to go on with")
+            return
     else:
         settings = experiment_file.load(experiment, overrides or [])
         folder = run_dir or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}"
