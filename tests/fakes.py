@@ -10,6 +10,7 @@ import time
 from coordinator.session import (
     Answer,
     Disconnected,
+    Effect,
     Event,
     Failed,
     Finished,
@@ -17,8 +18,10 @@ from coordinator.session import (
     Left,
     MetricsArrived,
     PredictionArrived,
+    Record,
     Replaced,
     Session,
+    Synced,
     Ticked,
 )
 from entangled import PROTOCOL_VERSION
@@ -60,18 +63,7 @@ class InMemoryCoordinator:
                 self._ended[connection] = error
                 self.session.handle(Disconnected(connection), time.monotonic())
                 raise
-            for effect in effects:
-                match effect:
-                    case Answer():
-                        self._answers[effect.connection] = effect
-                    case Replaced():
-                        self._ended[effect.connection] = ProtocolError("the same process has joined again elsewhere")
-                    case Failed():
-                        self._end_all(effect.error)
-                    case Finished():
-                        self._end_all(None)
-                    case _:
-                        pass
+            self._perform(effects)
             self.changed.notify_all()
 
     def answer(self, connection: int) -> Answer:
@@ -83,6 +75,22 @@ class InMemoryCoordinator:
                 if not self.changed.wait(TICK_SECONDS):
                     self.handle(connection, Ticked())
             return self._answers.pop(connection)
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Answer():
+                    self._answers[effect.connection] = effect
+                case Record():  # memory is as durable as anything here
+                    self._perform(self.session.handle(Synced(effect.exchange.index + 1), time.monotonic()))
+                case Replaced():
+                    self._ended[effect.connection] = ProtocolError("the same process has joined again elsewhere")
+                case Failed():
+                    self._end_all(effect.error)
+                case Finished():
+                    self._end_all(None)
+                case _:
+                    pass
 
     def _end_all(self, error: EntangledError | None) -> None:
         for connection in range(next(self._numbers)):
@@ -97,13 +105,14 @@ class InMemoryExchange:
         self._name = name
         self._connection = 0
 
-    def join(self, fingerprint: Fingerprint) -> None:
+    def join(self, fingerprint: Fingerprint) -> int:
         """See `peer.exchange.Exchange.join`."""
         number = self._coordinator.connect()
         origin = f"thread {threading.get_ident()}"
         joined = Joined(number, self._name, str(id(self)), origin, PROTOCOL_VERSION, fingerprint)
         self._coordinator.handle(number, joined)
         self._connection = number
+        return self._coordinator.session.complete
 
     def order(self, epoch: int) -> SampleIds:
         """See `peer.exchange.Exchange.order`."""
@@ -117,6 +126,9 @@ class InMemoryExchange:
         self._coordinator.handle(connection, arrived)
         answer = self._coordinator.answer(connection)
         return SoftTarget(answer.probabilities, answer.weight)
+
+    def settle(self, complete: int) -> None:
+        """See `peer.exchange.Exchange.settle`: what is answered is settled."""
 
     def report(self, position: Position, values: dict[str, float], *, epoch_end: bool = False) -> None:
         """See `peer.exchange.Exchange.report`."""

@@ -84,9 +84,9 @@ class RemotePeer:
         self._process.start()
         theirs.close()
 
-    def join(self, fingerprint: Fingerprint) -> None:
+    def join(self, fingerprint: Fingerprint) -> int:
         """See `peer.exchange.Exchange.join`."""
-        self._ask("join", fingerprint)
+        return self._ask("join", fingerprint)
 
     def order(self, epoch: int) -> SampleIds:
         """See `peer.exchange.Exchange.order`."""
@@ -95,6 +95,10 @@ class RemotePeer:
     def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
         """See `peer.exchange.Exchange.exchange`."""
         return self._ask("exchange", position, sample_ids, prediction)
+
+    def settle(self, complete: int) -> None:
+        """See `peer.exchange.Exchange.settle`."""
+        self._ask("settle", complete)
 
     def report(self, position: Position, values: dict[str, float], *, epoch_end: bool = False) -> None:
         """See `peer.exchange.Exchange.report`."""

@@ -216,6 +216,31 @@ def test_nobody_may_finish_before_the_run_has(meet: Meet) -> None:
             a.finish({"test_loss": 1.0})
 
 
+def test_guarantees_2_and_6_a_process_that_takes_another_ones_place_goes_through_the_same_run(
+    meet: Meet, background
+) -> None:
+    """It repeats what its predecessor exchanged, gets the same answers, and goes on from there."""
+    settings = experiment()
+    layout = settings.layout(SAMPLES)
+    peer = meet(settings)
+    a = peer("a")
+    assert a.join(data()) == 0
+    other = background(whole_run, peer("b"), "b", settings)
+    before = [exchange(a, "a", layout.position(index), settings) for index in range(3)]
+    a.settle(3)
+    with pytest.raises(AlignmentError):
+        a.exchange(START, np.arange(4)[::-1], prediction("a", START, 4))  # its end
+    again = peer("a")
+    assert again.join(data()) == 3
+    after = [exchange(again, "a", layout.position(index), settings) for index in range(layout.positions)]
+    for one, two in zip(before, after[:3], strict=True):
+        assert one.probabilities.tobytes() == two.probabilities.tobytes()
+        assert one.weight == two.weight
+    again.settle(layout.positions)
+    again.finish({"test_loss": 1.0})
+    assert len(other.result(SECONDS)) == layout.positions
+
+
 def test_a_peer_that_has_finished_may_still_be_told_to_fail(meet: Meet, background) -> None:
     settings = experiment()
     peer = meet(settings)

@@ -44,7 +44,7 @@ class Call:
             raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
 
     async def read(self) -> pb.CoordinatorMessage:
-        return pb.CoordinatorMessage(welcome=pb.Welcome())
+        return pb.CoordinatorMessage(welcome=pb.Welcome(run_id="run"))
 
     async def code(self) -> grpc.StatusCode:
         return self._now()[0]
@@ -76,6 +76,7 @@ def test_a_write_that_meets_the_end_of_the_stream_does_not_hide_why_it_ended(
 
     async def connect(self: Any, seconds: float) -> Any:
         self._channel = grpc.aio.insecure_channel("unix:nowhere")
+        self.run_id = "run"
         self._stub = type("Stub", (), {"Exchange": lambda _, **__: Call(statuses)})()
         return experiment()
 
