@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import NoReturn
 
 from entangled.errors import EntangledError
 
@@ -31,6 +32,13 @@ def one_line(error: Exception) -> str:
     if full:
         return "no space left on the disk of the run's folder: free some, then go on with entangled run --resume"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def leave(error: EntangledError) -> NoReturn:
+    """End the process at once with one line: a native library that failed may crash in its own cleaning up."""
+    print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+    logging.shutdown()
+    os._exit(1)
 
 
 def main(work: Callable[[], None]) -> None:

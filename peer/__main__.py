@@ -81,7 +81,7 @@ def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float) -
     except Exception as error:
         log.exception("peer %s cannot go on", name)
         client.fail(process.one_line(error))
-        raise EntangledError(process.one_line(error)) from None
+        process.leave(EntangledError(process.one_line(error)))
 
 
 if __name__ == "__main__":
