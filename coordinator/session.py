@@ -173,6 +173,10 @@ class Session:
             self._orders[epoch] = order
         return self._orders[epoch]
 
+    def has_joined(self, connection: int) -> bool:
+        """Whether a peer speaks on this connection."""
+        return connection in self._by_connection
+
     def waited_for(self) -> list[str]:
         """The peers without which nothing goes on, each with what is known about it."""
         arrived = self._pending.get(self.complete, {})
