@@ -2,9 +2,9 @@
 
     python -m benchmarks.chaos [--minutes 5] [--seed 0]
 
-A small experiment is run once undisturbed. Then it is run again and again, while the coordinator, a peer, or everything at
-once is killed with SIGKILL at random moments; a run whose every process died is resumed. Every run must end, and its every
-exchanged prediction and final weight must equal the undisturbed run's to the bit.
+A small experiment is run once undisturbed. Then it is run again and again, while the coordinator, a peer, or everything
+at once is killed with SIGKILL at random moments; a run whose every process died is resumed. Every run must end, and its
+every exchanged prediction and final weight must equal the undisturbed run's to the bit.
 """
 
 from __future__ import annotations

@@ -179,6 +179,16 @@ def test_guarantee_2_a_repeated_prediction_on_a_new_connection_is_answered_the_s
     assert rows[0].prediction.tobytes() == prediction("a", rows[0].position, 4).tobytes()
 
 
+def test_guarantee_2_the_first_of_two_predictions_counts(live: LiveCoordinator, settings: Experiment) -> None:
+    peers = {name: live.raw() for name in "ab"}
+    for name, peer in peers.items():
+        peer.joins(name)
+    peers["a"].send(predict(settings, "a", 0), predict(settings, "a", 0, seed=9))
+    peers["b"].send(predict(settings, "b", 0), predict(settings, "b", 0, seed=9))
+    for name, other in (("a", "b"), ("b", "a")):
+        assert peers[name].receive("soft_target").probabilities == prediction(other, (0, 0), 4).tobytes()
+
+
 def test_guarantee_2_a_prediction_repeated_before_the_answer_counts_once(
     live: LiveCoordinator, settings: Experiment
 ) -> None:

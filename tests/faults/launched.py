@@ -41,6 +41,13 @@ def processes(mark: str) -> dict[int, str]:
     return found
 
 
+def kill(mark: str) -> None:
+    """Kill the processes whose command line holds `mark`, but for this one."""
+    for pid in processes(mark):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 class Launched:
     """`entangled run` with a run folder of its own."""
 
@@ -77,8 +84,6 @@ class Launched:
 
     def close(self) -> None:
         """Leave nothing behind, whatever the test found."""
-        for pid in processes(str(self.run)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill(str(self.run))
         self.process.kill()
         self.process.wait()

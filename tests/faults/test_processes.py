@@ -14,7 +14,7 @@ from entangled.errors import RunFailedError
 from entangled.launch import local
 from entangled.launch import processes as launcher
 from entangled.launch.processes import Role, stop
-from tests.faults.launched import processes, until
+from tests.faults.launched import kill, processes, until
 
 IDLE = "tests.faults.idle"
 
@@ -22,7 +22,9 @@ IDLE = "tests.faults.idle"
 @pytest.fixture(autouse=True)
 def nothing_is_left(tmp_path: Path) -> Iterator[None]:
     yield
-    until(lambda: not processes(str(tmp_path)), "the end of every process")
+    left = processes(str(tmp_path))
+    kill(str(tmp_path))
+    assert not left
 
 
 def start(kind: str, folder: Path) -> Role:

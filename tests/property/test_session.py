@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.session import (
@@ -60,15 +60,15 @@ def predicted(session: Session, connection: int, peer: str, index: int, seed: in
 @given(st.data(), st.integers(2, 5))
 def test_guarantee_3_soft_targets_do_not_depend_on_the_order_of_arrival(choose: st.DataObject, peers: int) -> None:
     names = tuple(NAMES[:peers])
-    settings = experiment(names)
+    plan = experiment(names)
     runs: list[dict[tuple[int, str], bytes]] = []
     for shuffled in (False, True):
-        session = Session(settings, 0.0)
+        session = Session(plan, 0.0)
         order = choose.draw(st.permutations(names)) if shuffled else names
         for name in order:
             session.handle(joined(NAMES.index(name), name), 0.0)
         seen: dict[tuple[int, str], bytes] = {}
-        for index in range(settings.layout(SAMPLES).positions):
+        for index in range(plan.layout(SAMPLES).positions):
             order = choose.draw(st.permutations(names)) if shuffled else names
             effects = []
             for name in order:
@@ -76,7 +76,7 @@ def test_guarantee_3_soft_targets_do_not_depend_on_the_order_of_arrival(choose: 
             seen |= {(index, NAMES[e.connection]): e.probabilities.tobytes() for e in effects if isinstance(e, Answer)}
             (record,) = (e.exchange for e in effects if isinstance(e, Record))
             assert tuple(record.arrivals) == names
-        assert len(seen) == peers * settings.layout(SAMPLES).positions
+        assert len(seen) == peers * plan.layout(SAMPLES).positions
         runs.append(seen)
     assert runs[0] == runs[1]
 
@@ -86,9 +86,9 @@ ACTIONS = st.tuples(
     st.sampled_from(
         ["join", "everybody", "everybody", "predict", "predict", "report", "finish", "leave", "cut", "tick"]
     ),
-    st.integers(0, 4),
-    st.integers(0, 7),
-    st.integers(-3, 3),
+    st.sampled_from([0, 0, 0, 1, 1, 1, 2, 3]),
+    st.sampled_from([0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 7, 7]),
+    st.sampled_from([0, 0, 0, 0, 1, -1, -2, -3]),
 )
 
 
@@ -140,12 +140,14 @@ def state(session: Session) -> object:
     return session.complete, session.over, session.weight, session.fingerprint, session.waited_for(), repr(members)
 
 
-@given(st.lists(ACTIONS, max_size=60))
+@settings(max_examples=300)  # most sequences end in a corner; it takes this many to get everywhere
+@given(st.lists(ACTIONS, min_size=16, max_size=80))
 def test_guarantees_2_and_7_no_sequence_of_events_breaks_the_session(actions: list[tuple[str, int, int, int]]) -> None:
     session = Session(experiment(("a", "b")), 0.0)
     session.handle(joined(0, "a", instance="a0"), 0.0)
     session.handle(joined(1, "b", instance="b0"), 0.0)
     first: dict[tuple[str, Position], bytes] = {}
+    taken: dict[tuple[str, Position], bytes] = {}
     recorded: list[int] = []
     now = 0.0
     for action in actions:
@@ -160,9 +162,14 @@ def test_guarantees_2_and_7_no_sequence_of_events_breaks_the_session(actions: li
                 continue
             finally:
                 session.validate()
+            if isinstance(event, PredictionArrived) and not session.over:
+                taken.setdefault((connected[event.connection], event.position), event.probabilities.tobytes())
             for effect in effects:
                 if isinstance(effect, Record):
-                    recorded.append(effect.exchange.index)
+                    exchange = effect.exchange
+                    recorded.append(exchange.index)
+                    for name, arrival in exchange.arrivals.items():
+                        assert arrival.probabilities.tobytes() == taken[name, exchange.position]
                 if isinstance(effect, Answer):
                     key = connected[effect.connection], effect.position
                     assert first.setdefault(key, effect.probabilities.tobytes()) == effect.probabilities.tobytes()
