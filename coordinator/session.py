@@ -414,7 +414,11 @@ class Session:
         if exchange is None:
             return [Recall(event.connection, member.name, event.position, index, event.digest, event.probabilities)]
         warnings = self._warn_if_differs(member, event, exchange.arrivals[member.name])
-        return [*warnings, _answer(event.connection, exchange, member.name)]
+        answer = _answer(event.connection, exchange, member.name)
+        if index >= self.durable + self._window:  # its answer is held back, for whoever asks
+            self._held = [held for held in self._held if held.connection != answer.connection] + [answer]
+            return warnings
+        return [*warnings, answer]
 
     def _warn_if_differs(self, member: Member, event: PredictionArrived, first: Arrival) -> list[Effect]:
         if np.array_equal(event.probabilities, first.probabilities):
