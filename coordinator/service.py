@@ -187,7 +187,7 @@ class CoordinatorService(CoordinatorServicer):
     def durable(self, complete: int) -> None:
         """Every position before `complete` is on disk."""
         self._handle(Synced(complete))
-        for connection in self._connections.values():
+        for connection in self._joined():
             connection.send(pb.CoordinatorMessage(durable=pb.Durable(complete=complete)))
 
     async def tick(self) -> None:
@@ -196,7 +196,7 @@ class CoordinatorService(CoordinatorServicer):
             await asyncio.sleep(TICK_SECONDS)
             self._handle(Ticked())
             now = time.monotonic()
-            for connection in self._connections.values():
+            for connection in self._joined():
                 if now - connection.sent_at > HEARTBEAT_SECONDS:
                     connection.sent_at = now
                     connection.send(pb.CoordinatorMessage(heartbeat=pb.Heartbeat()))
@@ -285,6 +285,10 @@ class CoordinatorService(CoordinatorServicer):
             )
         target = codec.SoftTarget(recall.position, recall.digest, weight, soft_targets(predictions)[mine])
         self._send(recall.connection, codec.encode_soft_target(target))
+
+    def _joined(self) -> list[_Connection]:
+        """The connections of peers; one that has not joined must not hear anything before its welcome."""
+        return [c for number, c in self._connections.items() if self.session.has_joined(number)]
 
     def _send(self, connection: int, message: pb.CoordinatorMessage) -> None:
         if connection in self._connections:

@@ -173,6 +173,10 @@ class Session:
             self._orders[epoch] = order
         return self._orders[epoch]
 
+    def has_joined(self, connection: int) -> bool:
+        """Whether a peer speaks on this connection."""
+        return connection in self._by_connection
+
     def waited_for(self) -> list[str]:
         """The peers without which nothing goes on, each with what is known about it."""
         arrived = self._pending.get(self.complete, {})
@@ -410,7 +414,11 @@ class Session:
         if exchange is None:
             return [Recall(event.connection, member.name, event.position, index, event.digest, event.probabilities)]
         warnings = self._warn_if_differs(member, event, exchange.arrivals[member.name])
-        return [*warnings, _answer(event.connection, exchange, member.name)]
+        answer = _answer(event.connection, exchange, member.name)
+        if index >= self.durable + self._window:  # its answer is held back, for whoever asks
+            self._held = [held for held in self._held if held.connection != answer.connection] + [answer]
+            return warnings
+        return [*warnings, answer]
 
     def _warn_if_differs(self, member: Member, event: PredictionArrived, first: Arrival) -> list[Effect]:
         if np.array_equal(event.probabilities, first.probabilities):

@@ -73,3 +73,39 @@ def test_a_refusal_waits_for_the_write_that_is_under_way(tmp_path: Path) -> None
     assert seen[:2] == ["welcome", "written"]
     assert str(seen[2]).startswith("an empty message")
     assert len(seen) == 3
+
+
+class Late(Context):
+    """A stream on which nothing is said before `speak` is set, and then a join."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.release.set()
+        self.speak = asyncio.Event()
+        self.answered = asyncio.Event()
+
+    async def read(self) -> Any:
+        await self.speak.wait()
+        return await super().read() if self._reads == 0 else await asyncio.Future()
+
+    async def write(self, message: pb.CoordinatorMessage) -> None:
+        await super().write(message)
+        self.answered.set()
+
+
+def test_nothing_is_said_to_a_connection_before_its_welcome(tmp_path: Path) -> None:
+    """What reached the disk is told to every peer; to one that is just coming back, only after its welcome."""
+
+    async def connect() -> list[object]:
+        service = CoordinatorService(Session(experiment(), 0.0), "", RunFolder(tmp_path, ""), lambda _: None)
+        context = Late()
+        handling = asyncio.create_task(service.Exchange(None, context))
+        await asyncio.sleep(0)  # the stream is there, its join is not
+        service.durable(0)
+        context.speak.set()
+        await context.answered.wait()
+        handling.cancel()
+        await asyncio.wait({handling})
+        return context.seen
+
+    assert asyncio.run(asyncio.wait_for(connect(), 30))[0] == "welcome"

@@ -248,6 +248,23 @@ def test_guarantee_6_no_more_is_answered_than_peers_can_repeat() -> None:
     session.validate()
 
 
+def test_guarantee_6_repeating_a_prediction_does_not_get_past_a_disk_that_is_behind() -> None:
+    session = long_session()
+    for index in range(WINDOW + 1):
+        exchange(session, index)
+    position = session.layout.position(WINDOW)
+    session.handle(Disconnected(1), 0.0)
+    join(session, "b", connection=7)
+    for _ in range(2):
+        assert predict(session, "b", position, connection=7) == []
+        assert predict(session, "a", position) == []
+    assert len(answers(predict(session, "a", session.layout.position(WINDOW - 1)))) == 1  # this one had been answered
+    released = session.handle(Synced(1), 0.0)
+    assert sorted(e.connection for e in released) == [0, 1, 2, 7]  # once each; nobody listens on 1 any more
+    assert {e.position for e in released} == {position}
+    session.validate()
+
+
 def test_guarantee_6_after_a_restart_peers_repeat_what_the_log_has_lost() -> None:
     session = long_session(Restored(DATA, complete=4, finals={}))
     assert session.complete == 4
