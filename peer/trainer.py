@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -226,7 +227,7 @@ class _Training:
                 if self._index == end or time.monotonic() - self._saved_at > EPOCH_CHECKPOINT_SECONDS:
                     self._save()
         board.close()
-        atomic.write(self._folder / "final.keras", self._learner.model.save)
+        _write_keras(self._folder / "final.keras", self._learner.model.save)
         self._finish()
         return self._learner
 
@@ -291,7 +292,7 @@ class _Training:
     def _restore(self, complete: int) -> None:
         found = checkpoint.load(self._folder / "checkpoints", self._run_id, complete)
         if found is None:
-            atomic.write(self._folder / "initial.weights.h5", self._learner.model.save_weights)
+            _write_keras(self._folder / "initial.weights.h5", self._learner.model.save_weights)
             self._metrics.write_bytes(b"")
             return
         self._learner.restore(found.variables)
@@ -300,3 +301,12 @@ class _Training:
         with self._metrics.open("r+b") as lines:
             lines.truncate(found.metrics_bytes)  # what was trained on after the checkpoint is trained on again
         log.info("peer %s goes on at %s", self._peer, self._layout.position(self._index))
+
+
+def _write_keras(path: Path, save: Callable[[Path], object]) -> None:
+    """Have Keras save to a scratch folder first: HDF5 crashes the process where a disk is full."""
+    with tempfile.TemporaryDirectory(prefix="entangled-") as folder:
+        scratch = Path(folder) / path.name
+        save(scratch)
+        content = scratch.read_bytes()
+    atomic.write(path, lambda file: file.write_bytes(content))
