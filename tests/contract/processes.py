@@ -44,7 +44,11 @@ class LiveCoordinator:
 
     def peer(self, name: str) -> RemotePeer:
         """A new peer process."""
-        peer = RemotePeer(self.address, name)
+        return self.peer_at(self.address, name)
+
+    def peer_at(self, address: str, name: str) -> RemotePeer:
+        """A new peer process that finds this coordinator at another address."""
+        peer = RemotePeer(address, name)
         self._closing.append(peer.close)
         return peer
 
