@@ -139,7 +139,7 @@ def _print_summary(console: Any, summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table()
-    for heading in ("peer", "training loss", "training accuracy", "test accuracy", "test loss", "agreement"):
+    for heading in ("peer", "train loss", "train accuracy", "test accuracy", "test loss", "agreement"):
         table.add_column(heading, justify="left" if heading == "peer" else "right")
     for name, p in summary["peers"].items():
         table.add_row(
