@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -39,6 +40,16 @@ def leave(error: EntangledError) -> NoReturn:
     print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
     logging.shutdown()
     os._exit(1)
+
+
+def end_at_interrupt() -> None:
+    """Let Ctrl-C end the process at once with code 130: within a native library, Python could not raise it cleanly."""
+
+    def end(*_: object) -> NoReturn:
+        os.write(2, b"stopped\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, end)
 
 
 def main(work: Callable[[], None]) -> None:

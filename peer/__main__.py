@@ -45,6 +45,7 @@ def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float) -
 
     folder = run_dir / "peers" / name
     process.log_to(folder / "peer.log")
+    process.end_at_interrupt()  # nothing is lost by that, and the others wait for this peer to come back
     if (run_dir / "summary.json").exists():
         log.info("%s is finished", run_dir)
         return
@@ -74,9 +75,6 @@ def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float) -
         log.info("peer %s is done", name)
     except EntangledError as error:
         client.fail(str(error))
-        raise
-    except KeyboardInterrupt:
-        client.close()  # the others wait for this peer to come back
         raise
     except Exception as error:
         log.exception("peer %s cannot go on", name)
