@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import socket
 import time
@@ -27,6 +26,7 @@ from entangled.status import from_status
 from entangled.v1 import exchange_pb2 as pb
 from entangled.v1.exchange_pb2_grpc import CoordinatorStub
 from peer.exchange import SoftTarget
+from peer.stream import Stream
 
 T = TypeVar("T")
 
@@ -68,8 +68,7 @@ class CoordinatorClient:
         self.address = address
         self._instance = uuid.uuid4().hex
         self._loop = uvloop.new_event_loop()
-        self._call: Any = None
-        self._end: asyncio.Future[EntangledError] = self._loop.create_future()
+        self._stream: Stream | None = None
         self._fingerprint: Fingerprint | None = None
         self._layout = Layout(samples=1, batch_size=1, epochs=1)
         self._durable = 0
@@ -127,7 +126,7 @@ class CoordinatorClient:
     def fail(self, reason: str) -> None:
         """See `peer.exchange.Exchange.fail`."""
         try:
-            if self._call is not None and not self._call.done():
+            if self._stream is not None and not self._stream.done:
                 self._run(self._leave(reason))
         except (EntangledError, RuntimeError):
             pass  # the coordinator is gone, or knows already
@@ -177,8 +176,7 @@ class CoordinatorClient:
     async def _join(self) -> int:
         if self._fingerprint is None:
             raise ProtocolError("join before anything else")
-        self._call, self._end = self._stub.Exchange(wait_for_ready=True), self._loop.create_future()
-        self._call.add_done_callback(functools.partial(_note_end, self._end))
+        self._stream = Stream(self._stub.Exchange(wait_for_ready=True), self.address)
         join = pb.Join(
             protocol_version=PROTOCOL_VERSION,
             peer=self.peer,
@@ -238,64 +236,27 @@ class CoordinatorClient:
         await self._write(pb.PeerMessage(leave=pb.Leave(failure=reason)))
         try:
             async with asyncio.timeout(LEAVE_SECONDS):
-                while await self._call.read() is not grpc.aio.EOF:
+                while self._stream is not None and await self._stream.read() is not None:
                     pass
-        except grpc.aio.AioRpcError:
-            raise await self._why() from None
         except TimeoutError:
             raise UnreachableError(f"the coordinator at {self.address} has not heard the goodbye") from None
 
     async def _write(self, message: pb.PeerMessage) -> None:
-        if self._call is None:
+        if self._stream is None:
             raise ProtocolError("join before anything else", expected="join", got=str(message.WhichOneof("kind")))
-        try:
-            await self._call.write(message)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            raise await self._why() from None
+        await self._stream.write(message)
 
     async def _read(self) -> pb.CoordinatorMessage:
-        try:
-            message = await self._call.read()
-        except grpc.aio.AioRpcError:
-            raise await self._why() from None
-        if message is grpc.aio.EOF:
-            raise await self._why()
+        if self._stream is None:
+            raise ProtocolError("join before anything else")
+        message = await self._stream.read()
+        if message is None:
+            raise await self._stream.why()
         if message.WhichOneof("kind") == "durable":
             self._durable = message.durable.complete
             while self._unsettled and self._unsettled[0][0] < self._durable:
                 self._unsettled.popleft()
         return message
-
-    async def _why(self) -> EntangledError:
-        """Why the stream has ended."""
-        try:
-            async with asyncio.timeout(1.0):
-                return await asyncio.shield(self._end)
-        except TimeoutError:
-            return UnreachableError(f"the stream to {self.address} broke off")
-
-
-def _note_end(end: asyncio.Future[EntangledError], call: Any) -> None:
-    """Keep the stream's status as soon as it is there.
-
-    A write that meets the end of a stream puts its own INTERNAL in the place of the coordinator's status, before or
-    after that came. These coroutines have nothing to wait for any more.
-    """
-    code, details, trailing = _result(call.code()), _result(call.details()), _result(call.trailing_metadata())
-    if end.done() or (code is grpc.StatusCode.INTERNAL and details == "Internal error from Core"):
-        return
-    if code is grpc.StatusCode.OK:
-        end.set_result(UnreachableError("the coordinator has ended the stream"))
-    else:
-        end.set_result(from_status(code, details or "", trailing or ()))
-
-
-def _result(done: Coroutine[Any, Any, Any]) -> Any:
-    try:
-        done.send(None)
-    except StopIteration as end:
-        return end.value
-    raise RuntimeError("the call is not done")
 
 
 def _raised(error: grpc.aio.AioRpcError) -> EntangledError:
