@@ -9,21 +9,38 @@ from entangled.alignment import Position
 from entangled.distribution import Probabilities
 from entangled.errors import LogError
 from entangled.exchange_log import Row, from_batch, partitions, read_batches
+from entangled.experiment import Experiment
 
 
 class Archive:
     """Logged exchanges by position, for one peer that catches up: in order they are read once, a batch at a time."""
 
-    def __init__(self, run: Path, peers: tuple[str, ...]) -> None:
-        """Look into the log in folder `run`, of which each exchange has a row for each of `peers`, in this order."""
+    def __init__(self, run: Path, experiment: Experiment) -> None:
+        """Look into the log in folder `run`, of which each exchange has a row for each of the experiment's peers."""
         self._run = run
-        self._peers = peers
+        self._peers = experiment.peer_names
+        self._mode = experiment.exchange.log
         self._epoch = -1
         self._next = -1
         self._rows: Iterator[Row] = iter(())
 
     def exchange(self, position: Position, index: int) -> tuple[float, list[Probabilities]]:
         """λ and every peer's prediction, in the experiment's order.
+
+        Raises:
+            LogError: the log does not hold this position, or no longer its predictions.
+        """
+        rows = self.rows(position, index)
+        predictions = [row.prediction for row in rows if row.prediction is not None]
+        if len(predictions) < len(rows):
+            raise LogError(
+                f"exchange.log = {self._mode} keeps no predictions that old as a peer asks for at {position}: its "
+                "checkpoints are lost; start the run anew"
+            )
+        return rows[0].weight, predictions
+
+    def rows(self, position: Position, index: int) -> list[Row]:
+        """Every peer's row, in the experiment's order.
 
         Raises:
             LogError: the log does not hold this position.
@@ -37,7 +54,7 @@ class Archive:
         self._next = index + 1
         if [row.peer for row in found] != list(self._peers):
             raise LogError(f"the log does not hold {position}", expected=f"rows of {', '.join(self._peers)}")
-        return found[0].weight, [row.prediction for row in found]
+        return found
 
     def _find(self, index: int) -> list[Row]:
         found: list[Row] = []

@@ -47,6 +47,14 @@ class MetricsArrived:
 
 
 @dataclass(frozen=True)
+class Settled:
+    """A peer has a checkpoint, and will not ask for positions before index `complete` again."""
+
+    connection: int
+    complete: int
+
+
+@dataclass(frozen=True)
 class Left:
     """A peer says goodbye: done, or failed."""
 
@@ -73,7 +81,7 @@ class Ticked:
     """Time has passed."""
 
 
-Event = Joined | PredictionArrived | MetricsArrived | Left | Disconnected | Synced | Ticked
+Event = Joined | PredictionArrived | MetricsArrived | Settled | Left | Disconnected | Synced | Ticked
 
 
 # ---- effects
@@ -149,6 +157,13 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Thin:
+    """The log need not answer positions before index `before` again: their predictions may go."""
+
+    before: int
+
+
+@dataclass(frozen=True)
 class Warn:
     """Something a person should know that changes nothing."""
 
@@ -182,4 +197,4 @@ class Failed:
     error: EntangledError
 
 
-Effect = Welcome | Started | Answer | Recall | Record | Warn | Replaced | Departed | Finished | Failed
+Effect = Welcome | Started | Answer | Recall | Record | Thin | Warn | Replaced | Departed | Finished | Failed

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from coordinator.events import Exchange
 from entangled import faults
-from entangled.exchange_log import Row, Writer, genesis
+from entangled.distribution import statistics
+from entangled.exchange_log import Row, genesis, prediction_digest
+from entangled.experiment import Experiment
+from entangled.experiment_file import dumps
+from entangled.log_writer import Writer
 
 GATHER_SECONDS = 0.05
 """How long exchanges pile up before they are written and synced together."""
+
+STATISTICS_BYTES = 1024 * 1024
+"""Predictions that statistics are computed on at once."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Nobody will ask for positions before this index again."""
+
+    before: int
 
 
 class Recorder:
@@ -26,16 +45,16 @@ class Recorder:
     def __init__(
         self,
         run: Path,
-        experiment_toml: str,
-        peers: int,
+        experiment: Experiment,
         on_durable: Callable[[int], None],
         on_error: Callable[[Exception], None],
     ) -> None:
-        self._writer = Writer(run, genesis(experiment_toml), peers)
+        self._writer = Writer(run, genesis(dumps(experiment)), len(experiment.peers))
+        self._keeps = experiment.exchange.keeps
         self._on_durable = on_durable
         self._on_error = on_error
         self._failed = False
-        self._queue: queue.SimpleQueue[Exchange | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Exchange | Settled | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self._thread.start()
 
@@ -43,12 +62,17 @@ class Recorder:
         """Have an exchange written."""
         self._queue.put(exchange)
 
+    def thin(self, before: int) -> None:
+        """Nobody will ask for the predictions of positions before this index: drop those that shall not be kept."""
+        self._queue.put(Settled(before))
+
     def close(self, *, finished: bool) -> None:
-        """Write what is left, and wait for that; where the run is `finished`, its last epoch is, too."""
+        """Write what is left and wait for it; of a run that is `finished`, finish the last epoch and thin them all."""
         self._queue.put(None)
         self._thread.join()
         if finished and not self._failed:
             self._writer.finish_epoch()
+            self._writer.thin(sys.maxsize, self._keeps)
 
     @property
     def chain(self) -> bytes:
@@ -72,25 +96,27 @@ class Recorder:
             self._failed = True
             self._on_error(error)
 
-    def _write(self, exchanges: list[Exchange | None]) -> bool:
-        """Write `exchanges` and what has come since; True if the end was among them."""
-        while not self._queue.empty() and len(exchanges) < 1024:
-            exchanges.append(self._queue.get())
-        complete = 0
-        for exchange in exchanges:
-            if exchange is not None:
-                self._append(exchange)
-                complete = exchange.index + 1
+    def _write(self, items: list[Exchange | Settled | None]) -> bool:
+        """Write what is in `items` and has come since; True if the end was among them."""
+        while not self._queue.empty() and len(items) < 1024:
+            items.append(self._queue.get())
+        exchanges = [item for item in items if isinstance(item, Exchange)]
+        for exchange, measured in zip(exchanges, _statistics(exchanges), strict=True):
+            self._append(exchange, measured)
         faults.point("coordinator", "before log write")
         self._writer.flush()
         faults.point("coordinator", "after log write")
-        if complete:
-            self._on_durable(complete)
-        return exchanges[-1] is None
+        if exchanges:
+            self._on_durable(exchanges[-1].index + 1)
+        before = max((item.before for item in items if isinstance(item, Settled)), default=0)
+        if before:
+            self._writer.thin(before, self._keeps)
+        return items[-1] is None
 
-    def _append(self, exchange: Exchange) -> None:
+    def _append(self, exchange: Exchange, measured: npt.NDArray[np.float32]) -> None:
         answered_at = max(a.received_at for a in exchange.arrivals.values())
-        for peer, arrival in exchange.arrivals.items():
+        for (peer, arrival), mine in zip(exchange.arrivals.items(), measured, strict=True):
+            rows, classes = arrival.probabilities.shape
             self._writer.append(
                 Row(
                     exchange.position,
@@ -99,10 +125,32 @@ class Recorder:
                     exchange.weight,
                     exchange.sample_ids,
                     exchange.digest,
+                    (rows, classes),
                     arrival.probabilities,
+                    prediction_digest(arrival.probabilities),
+                    mine,
                     0,
                     arrival.received_at,
                     answered_at - arrival.received_at,
                     arrival.size,
                 )
             )
+
+
+def _statistics(exchanges: Sequence[Exchange]) -> Iterator[npt.NDArray[np.float32]]:
+    """`entangled.distribution.statistics` of each, as many at once as is fast."""
+    begin = 0
+    while begin < len(exchanges):
+        predictions = [_predictions(exchanges[begin])]
+        most = STATISTICS_BYTES // predictions[0].nbytes
+        for exchange in exchanges[begin + 1 : begin + most]:
+            found = _predictions(exchange)
+            if found.shape != predictions[0].shape:
+                break
+            predictions.append(found)
+        begin += len(predictions)
+        yield from statistics(np.stack(predictions, axis=1))
+
+
+def _predictions(exchange: Exchange) -> npt.NDArray[np.float32]:
+    return np.stack([arrival.probabilities for arrival in exchange.arrivals.values()])

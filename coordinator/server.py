@@ -22,7 +22,7 @@ from coordinator.service import CoordinatorService
 from coordinator.session import Session
 from entangled import atomic, codec, process
 from entangled.alignment import Position
-from entangled.distribution import agreement
+from entangled.distribution import STATISTICS
 from entangled.errors import EntangledError, LogError, RunFailedError
 from entangled.experiment import Experiment
 from entangled.experiment_file import dumps
@@ -44,6 +44,7 @@ OPTIONS = [
     ("grpc.http2.max_ping_strikes", 0),
 ]
 
+_AGREEMENT = STATISTICS.index("agreement")
 FAREWELL_SECONDS = 2.0
 """How long a run that failed says so to peers that come back."""
 
@@ -70,9 +71,9 @@ async def serve(experiment: Experiment, listen: str, run: Path) -> None:
     def durable(complete: int) -> None:
         loop.call_soon_threadsafe(service.durable, complete)
 
-    recorder = Recorder(run, toml, len(experiment.peers), durable, disk_failed)
+    recorder = Recorder(run, experiment, durable, disk_failed)
     session = Session(experiment, time.monotonic(), folder.restored(recorder.resumed))
-    service = CoordinatorService(session, toml, folder, recorder.add)
+    service = CoordinatorService(session, toml, folder, recorder.add, recorder.thin)
     server = await _start(service, listen)
     log.info("coordinating %s for %s on %s", experiment.name, ", ".join(experiment.peer_names), listen)
     if session.complete:
@@ -134,9 +135,9 @@ def _summary(session: Session, recorder: Recorder, folder: RunFolder) -> dict[st
 def _agreement(session: Session, run: Path) -> dict[str, float]:
     """Per peer, the share of the last epoch's samples on which it agreed with the other peers."""
     layout = session.experiment.layout(session.fingerprint.samples if session.fingerprint else 0)
-    archive, total = Archive(run, session.experiment.peer_names), np.zeros(len(session.members))
+    archive, total = Archive(run, session.experiment), np.zeros(len(session.members))
     for step in range(layout.steps_per_epoch):
         position = Position(layout.epochs - 1, step)
-        _, predictions = archive.exchange(position, layout.index(position))
-        total += agreement(predictions) * layout.rows(step)
+        rows = archive.rows(position, layout.index(position))
+        total += np.array([row.statistics[_AGREEMENT] for row in rows], np.float64) * layout.rows(step)
     return dict(zip(session.members, (total / layout.samples).tolist(), strict=True))

@@ -31,8 +31,10 @@ from coordinator.events import (
     Recall,
     Record,
     Replaced,
+    Settled,
     Started,
     Synced,
+    Thin,
     Ticked,
     Warn,
     Welcome,
@@ -92,6 +94,7 @@ class CoordinatorService(CoordinatorServicer):
         experiment_toml: the experiment as resolved, for peers to read.
         folder: the run's, with its log.
         record: takes a complete exchange for the log; must not block.
+        thin: is told before which index nobody will ask the log for predictions again; must not block.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class CoordinatorService(CoordinatorServicer):
         experiment_toml: str,
         folder: RunFolder,
         record: Callable[[Exchange], None],
+        thin: Callable[[int], None],
     ) -> None:
         self.session = session
         self.over: asyncio.Future[EntangledError | None] = asyncio.get_running_loop().create_future()
@@ -107,6 +111,7 @@ class CoordinatorService(CoordinatorServicer):
         self._toml = experiment_toml
         self._folder = folder
         self._record = record
+        self._thin = thin
         self._archives: dict[int, Archive] = {}
         self._connections: dict[int, _Connection] = {}
         self._last_id = 0
@@ -253,6 +258,8 @@ class CoordinatorService(CoordinatorServicer):
                 self._recall(effect)
             case Record(exchange):
                 self._record(exchange)
+            case Thin(before):
+                self._thin(before)
             case Welcome(connection, complete):
                 welcome = pb.Welcome(run_id=self._folder.run_id, complete=complete)
                 self._send(connection, pb.CoordinatorMessage(welcome=welcome))
@@ -276,7 +283,7 @@ class CoordinatorService(CoordinatorServicer):
     def _recall(self, recall: Recall) -> None:
         """Answer from the log: the same arithmetic on the same numbers gives what was answered first (guarantee 2)."""
         peers = self.session.experiment.peer_names
-        archive = self._archives.setdefault(recall.connection, Archive(self._folder.path, peers))
+        archive = self._archives.setdefault(recall.connection, Archive(self._folder.path, self.session.experiment))
         weight, predictions = archive.exchange(recall.position, recall.index)
         mine = peers.index(recall.peer)
         if not np.array_equal(predictions[mine], recall.probabilities):
@@ -339,7 +346,9 @@ def _event(connection: int, message: pb.PeerMessage) -> Event:
             metrics = message.metrics
             position = Position(metrics.epoch, metrics.step)
             return MetricsArrived(connection, position, dict(metrics.values), metrics.epoch_end, metrics.final)
+        case "settled":
+            return Settled(connection, message.settled.complete)
         case "leave":
             return Left(connection, message.leave.failure)
         case _:
-            raise ProtocolError("an empty message", expected="join, prediction, metrics or leave")
+            raise ProtocolError("an empty message", expected="join, prediction, metrics, settled or leave")

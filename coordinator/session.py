@@ -28,8 +28,10 @@ from coordinator.events import (
     Recall,
     Record,
     Replaced,
+    Settled,
     Started,
     Synced,
+    Thin,
     Ticked,
     Warn,
     Welcome,
@@ -84,6 +86,8 @@ class Member:
     position: Position = field(default_factory=lambda: Position(0, 0))
     values: dict[str, float] = field(default_factory=dict[str, float])
     final: dict[str, float] | None = None
+    settled: int = 0
+    """It will not ask for positions before this index again."""
     done: bool = False
     heard: bool = False
     """It knows that it is done; after a restart of the coordinator it may not."""
@@ -146,6 +150,8 @@ class Session:
                 return self._join(event, now)
             case MetricsArrived():
                 return self._metrics(event, now)
+            case Settled():
+                return self._settle(event)
             case Left():
                 return self._leave(event, now)
             case Disconnected():
@@ -401,6 +407,18 @@ class Session:
             return []
         held, self._held = self._held, []
         return [*held]
+
+    def _settle(self, event: Settled) -> list[Effect]:
+        member, before = self._member(event.connection), min(m.settled for m in self.members.values())
+        if event.complete > self.complete:
+            raise ProtocolError(
+                f"peer {member.name} settles positions that are not complete",
+                expected=f"at most {self.complete}",
+                got=str(event.complete),
+            )
+        member.settled = max(member.settled, event.complete)
+        settled = min(m.settled for m in self.members.values())
+        return [Thin(settled)] if settled > before and self.experiment.exchange.log != "full" else []
 
     def _forget(self) -> None:
         """Drop from memory what the log can answer."""

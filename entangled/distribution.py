@@ -10,9 +10,16 @@ import numpy.typing as npt
 from entangled.errors import PredictionError
 
 Probabilities = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
 
 TOLERANCE = 1e-3
 """How far from 1 a row may sum: room for float32 and float16 softmax over many classes."""
+
+CLIP = 1e-7
+"""Probabilities below are taken as this, as Keras' `KLDivergence` does."""
+
+STATISTICS = ("entropy", "confidence", "agreement", "kl_self_other", "kl_other_self")
+"""What `statistics` gives, in this order."""
 
 
 def check(probabilities: Probabilities, rows: int, classes: int) -> None:
@@ -89,3 +96,65 @@ def agreement(predictions: Sequence[Probabilities]) -> npt.NDArray[np.float64]:
     top = np.argmax(np.asarray(predictions), axis=2)
     same = (top[:, None, :] == top[None, :, :]).mean(axis=2, dtype=np.float64)
     return (same.sum(axis=1) - 1) / (len(predictions) - 1)
+
+
+def divergence(p: npt.NDArray[np.floating], q: npt.NDArray[np.floating]) -> Floats:
+    """KL(p ‖ q) = Σ p log(p / q) over the last axis, both clipped to `CLIP` … 1, as Keras' `KLDivergence(p, q)`.
+
+    Args:
+        p: `(…, classes)` probabilities.
+        q: as `p`.
+
+    Returns:
+        `(…)`, nats.
+
+    >>> divergence(np.array([0.5, 0.5]), np.array([0.25, 0.75])).round(4)
+    np.float64(0.1438)
+    """
+    p, q = (np.clip(x.astype(np.float64), CLIP, 1.0) for x in (p, q))
+    return (p * np.log(p / q)).sum(axis=-1)
+
+
+def entropy(p: npt.NDArray[np.floating]) -> Floats:
+    """H(p) = -Σ p log p over the last axis, `(…)`, nats; 0 log 0 is 0.
+
+    >>> entropy(np.array([[0.5, 0.5], [1.0, 0.0]])).round(4).tolist()
+    [0.6931, 0.0]
+    """
+    p = p.astype(np.float64)
+    return np.abs((p * np.log(np.where(p > 0, p, 1.0))).sum(axis=-1))
+
+
+def statistics(predictions: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """What remains of predictions where they are not kept: a few means over each batch, for each peer.
+
+    Args:
+        predictions: `(peers, …, rows, classes)`, two or more peers, in the experiment's order.
+
+    Returns:
+        `(…, peers, 5)` float32, the last axis as `STATISTICS`: the mean entropy (nats); the mean probability of the
+        most probable class; `agreement`; and the mean `divergence` from prediction to soft target, and back (nats).
+
+    >>> certain, undecided = np.array([[1.0, 0.0]], np.float32), np.array([[0.5, 0.5]], np.float32)
+    >>> statistics(np.stack([certain, undecided])).astype(float).round(3).tolist()[0]
+    [0.0, 1.0, 1.0, 0.693, 7.366]
+    """
+    # Every logarithm is taken once, in float32, and the sums in float64: this runs on every exchange of a run.
+    logs = np.log(np.maximum(predictions, np.finfo(np.float32).tiny))
+    own, own_logs = np.clip(predictions, CLIP, 1), np.clip(logs, np.log(np.float32(CLIP)), 0)
+    if len(predictions) == 2:
+        others, others_logs = own[::-1], own_logs[::-1]
+    else:
+        others = np.clip(soft_targets(list(predictions)), CLIP, 1)
+        others_logs = np.log(others)
+    top = predictions.argmax(axis=-1)
+    same = (top[:, None] == top[None, :]).mean(axis=-1, dtype=np.float64)
+    apart = own_logs - others_logs
+    means = [
+        np.abs((predictions * logs).sum(axis=-1, dtype=np.float64).mean(axis=-1)),
+        predictions.max(axis=-1).mean(axis=-1, dtype=np.float64),
+        (same.sum(axis=0) - 1) / (len(predictions) - 1),
+        (own * apart).sum(axis=-1, dtype=np.float64).mean(axis=-1),
+        -(others * apart).sum(axis=-1, dtype=np.float64).mean(axis=-1),
+    ]
+    return np.moveaxis(np.stack(means, axis=-1), 0, -2).astype(np.float32)

@@ -4,12 +4,12 @@
     RUN/exchange/epoch=NNNN/part-0.parquet  a finished epoch
 
 Rows stand in order of index, then of the experiment's peers, and each carries a hash over itself and the row before it.
-The columns are described in docs/protocol.md.
+Of a prediction, that hash takes in the digest, so that it can be checked where the prediction itself is not kept. The
+columns are described in docs/log.md.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import struct
@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from entangled import atomic, faults
 from entangled.alignment import DIGEST_SIZE, Position, SampleIds
-from entangled.distribution import Probabilities
+from entangled.distribution import STATISTICS, Probabilities
 from entangled.errors import LogError
 
 
@@ -44,6 +44,8 @@ SCHEMA = pa.schema(
             ("rows", pa.int32()),
             ("classes", pa.int32()),
             ("prediction", _list(pa.float32())),
+            ("prediction_digest", pa.binary(DIGEST_SIZE)),
+            *((name, pa.float32()) for name in STATISTICS),
             ("staleness", pa.int32()),
             ("received_at", pa.timestamp("us", tz="UTC")),
             ("wait_us", pa.int64()),
@@ -53,10 +55,6 @@ SCHEMA = pa.schema(
     ]
 )
 
-# Encodings that shrink the bookkeeping columns before compression; predictions are stored plain.
-_DELTA = ["step", "index", "sample_ids.list.element", "received_at", "wait_us", "bytes"]
-_DICTIONARY = ["peer", "weight", "digest", "rows", "classes", "staleness"]
-_ROW_GROUP_BYTES = 16 * 1024 * 1024
 _BATCH_BYTES = 4 * 1024 * 1024
 """What a Parquet file is read in."""
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
@@ -73,8 +71,14 @@ class Row:
     """λ in force; a float32 value."""
     sample_ids: SampleIds
     digest: bytes
-    prediction: Probabilities
-    """`(rows, classes)` float32."""
+    shape: tuple[int, int]
+    """Rows and classes of the prediction."""
+    prediction: Probabilities | None
+    """`(rows, classes)` float32; None where it is not kept."""
+    prediction_digest: bytes
+    """As `prediction_digest`."""
+    statistics: npt.NDArray[np.float32]
+    """`(5,)`, as `entangled.distribution.statistics`."""
     staleness: int
     received_at: int
     """Microseconds since 1970, UTC."""
@@ -89,9 +93,13 @@ def genesis(experiment_toml: str) -> bytes:
     return hashlib.blake2b(experiment_toml.encode(), digest_size=DIGEST_SIZE).digest()
 
 
+def prediction_digest(prediction: Probabilities) -> bytes:
+    """BLAKE2b-128 over a prediction as little-endian float32, row by row."""
+    return hashlib.blake2b(np.ascontiguousarray(prediction, dtype="<f4").data, digest_size=DIGEST_SIZE).digest()
+
+
 def chain(previous: bytes, row: Row) -> bytes:
-    """BLAKE2b-128 over the previous row's chain and every column of `row`."""
-    rows, classes = row.prediction.shape
+    """BLAKE2b-128 over the previous row's chain and every column of `row`; of its prediction, over the digest."""
     peer = row.peer.encode()
     digest = hashlib.blake2b(previous, digest_size=DIGEST_SIZE)
     digest.update(
@@ -100,8 +108,7 @@ def chain(previous: bytes, row: Row) -> bytes:
             *row.position,
             row.index,
             row.weight,
-            rows,
-            classes,
+            *row.shape,
             row.staleness,
             row.received_at,
             row.wait_us,
@@ -112,7 +119,8 @@ def chain(previous: bytes, row: Row) -> bytes:
     digest.update(peer)
     digest.update(row.digest)
     digest.update(np.ascontiguousarray(row.sample_ids, dtype="<i8").data)
-    digest.update(np.ascontiguousarray(row.prediction, dtype="<f4").data)
+    digest.update(row.prediction_digest)
+    digest.update(row.statistics.astype("<f4").data)
     return digest.digest()
 
 
@@ -131,129 +139,9 @@ def partition_path(run: Path, epoch: int) -> Path:
     return folder(run) / f"epoch={epoch:04d}" / "part-0.parquet"
 
 
-class Writer:
-    """Appends a run's rows. Not thread-safe: one thread owns it.
-
-    A `flush` returns when its rows are on disk (fsync). An epoch that is finished becomes a Parquet file, whole or not
-    at all. A writer that was killed leaves a log that the next one goes on with: up to the last whole exchange whose
-    chain holds.
-    """
-
-    def __init__(self, run: Path, start: bytes, peers: int) -> None:
-        """Begin a log, or go on with what is there.
-
-        Args:
-            run: the run's folder.
-            start: `genesis` of the run's experiment.
-            peers: rows of one exchange.
-
-        Raises:
-            LogError: a finished part of the log that is there cannot be read.
-        """
-        folder(run).mkdir(parents=True, exist_ok=True)
-        self._run = run
-        self._peers = peers
-        self._chain = start
-        self.resumed = 0
-        """How many exchanges, from the first, were there already."""
-        self._epoch = -1
-        self._pending: list[tuple[Row, bytes]] = []
-        self._file: pa.OSFile | None = None
-        self._stream: pa.RecordBatchStreamWriter | None = None
-        self._resume()
-
-    @property
-    def chain(self) -> bytes:
-        """The chain value of the last appended row."""
-        return self._chain
-
-    def _resume(self) -> None:
-        for path in folder(self._run).glob("**/.tmp-*"):
-            path.unlink()
-        found = partitions(self._run)
-        finished = [path for _, path in found if path.suffix == ".parquet"]
-        for path in folder(self._run).glob("epoch=*.arrow"):
-            if partition_path(self._run, int(path.stem.removeprefix("epoch="))) in finished:
-                path.unlink()  # killed between rename and unlink
-        if finished:
-            try:
-                with pq.ParquetFile(finished[-1]) as file:
-                    last = file.read_row_group(file.num_row_groups - 1, ["index", "chain"]).to_pylist()[-1]
-            except (pa.ArrowInvalid, OSError, IndexError) as error:
-                raise LogError(f"{finished[-1]} cannot be read: {error}") from None
-            self.resumed, self._chain = last["index"] + 1, last["chain"]
-        for epoch, path in found:
-            if path.suffix == ".arrow":
-                self._resume_stream(epoch, path)
-
-    def _resume_stream(self, epoch: int, path: Path) -> None:
-        """Copy the whole exchanges of an unfinished epoch to a new stream, and go on in that one."""
-        temporary = atomic.temporary_for(path, ".tmp")
-        self._epoch = epoch
-        self._file = pa.OSFile(str(temporary), "wb")
-        self._stream = pa.ipc.new_stream(self._file, SCHEMA)
-        rows: list[tuple[Row, bytes]] = []
-        with contextlib.suppress(LogError):  # a torn tail: never synced, so nobody was told that it was
-            for row, stored in (pair for batch in read_batches(path) for pair in from_batch(batch, epoch)):
-                link = chain(rows[-1][1] if rows else self._chain, row)
-                if link != stored or row.index != self.resumed:
-                    break
-                rows.append((row, link))
-                if len(rows) == self._peers:
-                    self._pending += rows
-                    self._chain, self.resumed, rows = link, self.resumed + 1, []
-                    if len(self._pending) >= 1024:
-                        self.flush()
-        self.flush()
-        atomic.sync(temporary)
-        temporary.replace(path)
-        atomic.sync(path.parent)
-
-    def append(self, row: Row) -> None:
-        """Add a row; epochs must come in order. A row of a new epoch finishes the one before."""
-        if row.position.epoch != self._epoch:
-            self.finish_epoch()
-            self._epoch = row.position.epoch
-            path = stream_path(self._run, self._epoch)
-            self._file = pa.OSFile(str(path), "wb")
-            self._stream = pa.ipc.new_stream(self._file, SCHEMA)
-        self._chain = chain(self._chain, row)
-        self._pending.append((row, self._chain))
-
-    def flush(self) -> None:
-        """Put every appended row on disk."""
-        if self._pending and self._stream is not None and self._file is not None:
-            self._stream.write_batch(to_batch(self._pending))
-            self._pending.clear()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def finish_epoch(self) -> None:
-        """Turn the open epoch's stream into its Parquet partition."""
-        if self._stream is None or self._file is None:
-            return
-        self.flush()
-        self._stream.close()
-        self._file.close()
-        self._stream = self._file = None
-        source, target = stream_path(self._run, self._epoch), partition_path(self._run, self._epoch)
-        target.parent.mkdir(exist_ok=True)
-        atomic.write(target, lambda file: _to_parquet(source, file), suffix=".tmp")
-        faults.point("coordinator", "between partition and stream")
-        source.unlink()
-
-    def close(self) -> None:
-        """Flush and close, leaving an unfinished epoch as a stream."""
-        self.flush()
-        if self._stream is not None and self._file is not None:
-            self._stream.close()
-            self._file.close()
-        self._stream = self._file = None
-
-
 def to_batch(rows: Sequence[tuple[Row, bytes]]) -> pa.RecordBatch:
     """Rows and their chain values as one record batch of `SCHEMA`."""
-    plain = [row for row, _ in rows]
+    plain, nothing = [row for row, _ in rows], np.empty(0, np.float32)
 
     def lists(arrays: list[np.ndarray], item: pa.DataType) -> pa.Array:
         offsets = np.zeros(len(arrays) + 1, np.int32)
@@ -268,9 +156,11 @@ def to_batch(rows: Sequence[tuple[Row, bytes]]) -> pa.RecordBatch:
         [r.weight for r in plain],
         lists([r.sample_ids for r in plain], pa.int64()),
         [r.digest for r in plain],
-        [r.prediction.shape[0] for r in plain],
-        [r.prediction.shape[1] for r in plain],
-        lists([r.prediction for r in plain], pa.float32()),
+        [r.shape[0] for r in plain],
+        [r.shape[1] for r in plain],
+        lists([nothing if r.prediction is None else r.prediction for r in plain], pa.float32()),
+        [r.prediction_digest for r in plain],
+        *np.stack([r.statistics for r in plain], axis=1),
         [r.staleness for r in plain],
         [r.received_at for r in plain],
         [r.wait_us for r in plain],
@@ -286,15 +176,19 @@ def from_batch(batch: pa.RecordBatch, epoch: int) -> Iterator[tuple[Row, bytes]]
     c = {name: batch.column(name) for name in SCHEMA.names}
     plain = {
         name: c[name].to_pylist()
-        for name in ("step", "index", "peer", "weight", "digest", "rows", "classes", "staleness", "wait_us", "bytes")
+        for name in (
+            *("step", "index", "peer", "weight", "digest", "rows", "classes"),
+            *("prediction_digest", "staleness", "wait_us", "bytes"),
+        )
     }
+    statistics = np.stack([c[name].to_numpy() for name in STATISTICS], axis=1)
     received = c["received_at"].cast(pa.int64()).to_pylist()
     chains = c["chain"].to_pylist()
     for i in range(batch.num_rows):
         ids = c["sample_ids"][i].values.to_numpy()
         prediction = c["prediction"][i].values.to_numpy()
         shape = plain["rows"][i], plain["classes"][i]
-        if prediction.size != shape[0] * shape[1]:
+        if prediction.size not in (0, shape[0] * shape[1]):
             raise LogError(
                 f"the prediction at index {plain['index'][i]} of peer {plain['peer'][i]} does not fill its shape",
                 expected=str(shape),
@@ -308,7 +202,10 @@ def from_batch(batch: pa.RecordBatch, epoch: int) -> Iterator[tuple[Row, bytes]]
                 plain["weight"][i],
                 ids,
                 plain["digest"][i],
-                prediction.reshape(shape),
+                shape,
+                prediction.reshape(shape) if prediction.size else None,
+                plain["prediction_digest"][i],
+                statistics[i],
                 plain["staleness"][i],
                 received[i],
                 plain["wait_us"][i],
@@ -402,22 +299,3 @@ def read(run: Path) -> Iterator[tuple[Row, bytes]]:
     for epoch, path in partitions(run):
         for batch in read_batches(path):
             yield from from_batch(batch, epoch)
-
-
-def _to_parquet(source: Path, target: Path) -> None:
-    with pq.ParquetWriter(
-        target,
-        SCHEMA,
-        compression="zstd",
-        use_dictionary=_DICTIONARY,  # pyright: ignore[reportArgumentType]
-        column_encoding=dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
-        write_statistics=["step", "index"],  # pyright: ignore[reportArgumentType]
-    ) as writer:
-        group: list[pa.RecordBatch] = []
-        for batch in read_batches(source):
-            group.append(batch)
-            if sum(b.nbytes for b in group) >= _ROW_GROUP_BYTES:
-                writer.write_table(pa.Table.from_batches(group, SCHEMA))
-                group.clear()
-        if group:
-            writer.write_table(pa.Table.from_batches(group, SCHEMA))

@@ -57,6 +57,28 @@ class Exchange(_Settings):
     """λ."""
     patience: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
     """Seconds that anybody is waited for."""
+    log: Literal["full", "sampled", "statistics"] = "full"
+    """Whether the log keeps every prediction, those of every `log_every`-th exchange, or none, but what
+    `distribution.statistics` tells of them."""
+    log_every: Annotated[int, Field(gt=0)] | None = None
+    """100 where the log is sampled, and not given else."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _how_often(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("log") == "sampled":
+            return {"log_every": 100, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _only_sampled(self) -> Exchange:
+        if self.log_every is not None and self.log != "sampled":
+            raise ValueError(f'exchange.log_every says something only with exchange.log = "sampled", not "{self.log}"')
+        return self
+
+    def keeps(self, index: int) -> bool:
+        """Whether the log keeps the predictions of the exchange at `index` for ever."""
+        return self.log == "full" or (self.log_every is not None and index % self.log_every == 0)
 
     @property
     def shuffle_buffer(self) -> int | Literal["full", "none"]:

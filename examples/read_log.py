@@ -48,8 +48,8 @@ def with_pandas(run: str) -> list[tuple[int, str, int, float, float]]:
 
 def first_prediction(run: str) -> np.ndarray:
     """A prediction is a list, row by row; as an array it is `(rows, classes)`, one distribution per sample."""
-    row = polars.scan_parquet(GLOB.format(run=run)).select("rows", "classes", "prediction").head(1).collect().row(0)
-    rows, classes, prediction = row
+    log = polars.scan_parquet(GLOB.format(run=run)).filter(polars.col("prediction").list.len() > 0)  # see exchange.log
+    rows, classes, prediction = log.select("rows", "classes", "prediction").head(1).collect().row(0)
     return np.array(prediction, np.float32).reshape(rows, classes)
 
 

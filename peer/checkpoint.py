@@ -42,8 +42,12 @@ class Checkpoint:
     """Length of metrics.jsonl."""
 
 
-def save(folder: Path, role: str, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint to `folder` and drop all but the newest `KEPT`."""
+def save(folder: Path, role: str, checkpoint: Checkpoint) -> int:
+    """Write a checkpoint to `folder` and drop all but the newest `KEPT`.
+
+    Returns:
+        The index that a peer falls back to at most, should the newest be damaged.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     header = {name: getattr(checkpoint, name) for name in ("run_id", "index", "correct", "weight", "metrics_bytes")}
@@ -56,8 +60,10 @@ def save(folder: Path, role: str, checkpoint: Checkpoint) -> None:
         faults.point(role, "in checkpoint")
 
     atomic.write(folder / f"{checkpoint.index:012d}.checkpoint", write)
-    for old in _newest_first(folder)[KEPT:]:
+    found = _newest_first(folder)
+    for old in found[KEPT:]:
         old.unlink()
+    return int(found[KEPT - 1].stem) if len(found) >= KEPT else 0
 
 
 def load(folder: Path, run_id: str, complete: int) -> Checkpoint | None:

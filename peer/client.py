@@ -110,6 +110,11 @@ class CoordinatorClient:
         """See `peer.exchange.Exchange.settle`."""
         self._run(self._persistently(lambda: self._settle(complete)))
 
+    def forget(self, complete: int) -> None:
+        """See `peer.exchange.Exchange.forget`."""
+        with contextlib.suppress(UnreachableError):  # it can wait: the next one says as much and more
+            self._run(self._write(pb.PeerMessage(settled=pb.Settled(complete=complete))))
+
     def report(self, position: Position, values: dict[str, float], *, epoch_end: bool = False) -> None:
         """See `peer.exchange.Exchange.report`."""
         metrics = pb.Metrics(epoch=position.epoch, step=position.step, values=values, epoch_end=epoch_end)

@@ -54,6 +54,10 @@ class Exchange(Protocol):
         """
         ...
 
+    def forget(self, complete: int) -> None:
+        """Tell that this peer will never again ask for positions before index `complete`, for it has a checkpoint."""
+        ...
+
     def report(self, position: Position, values: dict[str, float], *, epoch_end: bool = False) -> None:
         """Tell how it is going: scalars by name."""
         ...

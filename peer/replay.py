@@ -10,25 +10,30 @@ import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 import typer
 
 from entangled import atomic, datasets, experiment_file, process
 from entangled.alignment import Fingerprint, Position, SampleIds, batch_digest, sample_order
-from entangled.distribution import Probabilities, agreement, soft_targets
+from entangled.distribution import STATISTICS, Probabilities, soft_targets, statistics
 from entangled.errors import EntangledError, ExperimentError, LogError
-from entangled.exchange_log import Row, Writer, from_batch, genesis, partitions, read_batches
+from entangled.exchange_log import Row, from_batch, genesis, partitions, prediction_digest, read_batches
 from entangled.experiment import Experiment
 from entangled.log.reader import Run, open_run
+from entangled.log_writer import Writer
 from entangled.schedule import weight_at
 from peer.exchange import SoftTarget
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 FLUSH_EXCHANGES = 256
+Measured = npt.NDArray[np.float32]
 
 
 class LogExchange:
@@ -55,7 +60,7 @@ class LogExchange:
         self._exchanged = exchanged
         toml = experiment_file.dumps(experiment)
         self._writer = Writer(folder, genesis(toml), len(run.peers))
-        self._rows = self._read()
+        self._rows = _exchanges(run)
         self._agreeing = np.zeros(len(run.peers))
 
     def join(self, fingerprint: Fingerprint) -> int:
@@ -86,18 +91,22 @@ class LogExchange:
                 expected=f"batch digest {digest.hex()}",
                 got=f"{rows[0].position}, batch digest {rows[0].digest.hex()}",
             )
-        self._compare(position, prediction, rows[self._mine].prediction)
-        predictions = [row.prediction for row in rows]
+        predictions = _kept(self._run, rows)
+        self._compare(position, prediction, predictions[self._mine])
         weight = float(np.float32(weight_at(self._experiment.exchange.weight, position, self._run.layout)))
         target = SoftTarget(soft_targets(predictions)[self._mine], weight)
         predictions[self._mine] = prediction
-        self._write(rows, weight, predictions)
+        measured = statistics(np.stack(predictions))
+        self._write(rows, weight, predictions, measured)
         if position.step == 0:
             self._agreeing[:] = 0
-        self._agreeing += agreement(predictions) * len(sample_ids)
+        self._agreeing += measured[:, STATISTICS.index("agreement")].astype(np.float64) * len(sample_ids)
         self.done += 1
         self._exchanged(self.done)
         return target
+
+    def forget(self, complete: int) -> None:
+        """See `peer.exchange.Exchange.forget`."""
 
     def settle(self, complete: int) -> None:
         """See `peer.exchange.Exchange.settle`."""
@@ -137,34 +146,38 @@ class LogExchange:
             self.first_difference = self.first_difference or position
             self.largest_difference = max(self.largest_difference, float(np.abs(prediction - logged).max()))
 
-    def _write(self, rows: list[Row], weight: float, predictions: list[Probabilities]) -> None:
-        for row, prediction in zip(rows, predictions, strict=True):
-            self._writer.append(
-                Row(
-                    row.position,
-                    row.index,
-                    row.peer,
-                    weight,
-                    row.sample_ids,
-                    row.digest,
-                    prediction,
-                    row.staleness,
-                    row.received_at,
-                    row.wait_us,
-                    row.bytes,
-                )
-            )
+    def _write(self, rows: list[Row], weight: float, predictions: list[Probabilities], measured: Measured) -> None:
+        for row, prediction, mine in zip(rows, predictions, measured, strict=True):
+            digest = prediction_digest(prediction)
+            changed = replace(row, weight=weight, prediction=prediction, prediction_digest=digest, statistics=mine)
+            self._writer.append(changed)
         if self.done % FLUSH_EXCHANGES == 0:
             self._writer.flush()
 
-    def _read(self) -> Iterator[list[Row]]:
-        rows: list[Row] = []
-        for epoch, path in partitions(self._run.folder):
-            for row in (row for batch in read_batches(path) for row, _ in from_batch(batch, epoch)):
-                rows.append(row)
-                if len(rows) == len(self._run.peers):
-                    yield rows
-                    rows = []
+
+def _exchanges(run: Run) -> Iterator[list[Row]]:
+    rows: list[Row] = []
+    for epoch, path in partitions(run.folder):
+        for row in (row for batch in read_batches(path) for row, _ in from_batch(batch, epoch)):
+            rows.append(row)
+            if len(rows) == len(run.peers):
+                yield rows
+                rows = []
+
+
+def _kept(run: Run, rows: list[Row]) -> list[Probabilities]:
+    """The predictions of an exchange.
+
+    Raises:
+        LogError: they are not kept.
+    """
+    kept = [row.prediction for row in rows if row.prediction is not None]
+    if len(kept) < len(rows):
+        raise LogError(
+            f"{run.folder} cannot be replayed: the predictions of {rows[0].position} are not kept "
+            f"(exchange.log = {run.experiment.exchange.log}); a run with exchange.log = full can"
+        )
+    return kept
 
 
 def counterfactual(run: Run, peer: str, overrides: list[str]) -> Experiment:
@@ -217,6 +230,11 @@ def _replay(run_dir: Path, peer: str, until: int | None, overrides: list[str], o
     if peer not in run.peers:
         raise LogError("the run has no such peer", expected=" or ".join(run.peers), got=peer)
     experiment = counterfactual(run, peer, overrides)
+    epochs = min(until or experiment.epochs, experiment.epochs)
+    total = epochs * run.layout.steps_per_epoch
+    if run.experiment.exchange.log != "full":
+        for rows in islice(_exchanges(run), total):
+            _kept(run, rows)
     now = datetime.now()
     folder = output or Path("runs") / f"{experiment.name}-replay-{peer}-{now:%Y%m%d-%H%M%S}"
     if folder.exists() and any(folder.iterdir()):
@@ -227,8 +245,6 @@ def _replay(run_dir: Path, peer: str, until: int | None, overrides: list[str], o
     atomic.write_json(folder / "run.json", description)
     (folder / "experiment.toml").write_text(experiment_file.dumps(experiment), "utf-8")
 
-    epochs = min(until or experiment.epochs, experiment.epochs)
-    total = epochs * run.layout.steps_per_epoch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

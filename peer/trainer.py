@@ -286,7 +286,7 @@ class _Training:
         state = checkpoint.Checkpoint(
             self._run_id, self._index, self._learner.state(), losses, self._correct, self._weight, size
         )
-        checkpoint.save(self._folder / "checkpoints", self._peer, state)
+        self._exchange.forget(checkpoint.save(self._folder / "checkpoints", self._peer, state))
         self._saved_at = time.monotonic()
 
     def _restore(self, complete: int) -> None:

@@ -39,6 +39,8 @@ def flip(row: dict[str, Any], column: str, place: int = 0, bit: int = 0) -> dict
 def _flipped(value: Any, kind: pa.DataType, place: int, bit: int) -> Any:
     if pa.types.is_list(kind):
         items = list(value)
+        if not items:
+            return [1]
         items[place % len(items)] = _flipped(items[place % len(items)], kind.value_type, 0, bit)
         return items
     if isinstance(value, bytes):

@@ -21,6 +21,7 @@ from coordinator.session import (
     Record,
     Replaced,
     Session,
+    Settled,
     Synced,
     Ticked,
 )
@@ -129,6 +130,11 @@ class InMemoryExchange:
 
     def settle(self, complete: int) -> None:
         """See `peer.exchange.Exchange.settle`: what is answered is settled."""
+
+    def forget(self, complete: int) -> None:
+        """See `peer.exchange.Exchange.forget`."""
+        connection = self._joined()
+        self._coordinator.handle(connection, Settled(connection, complete))
 
     def report(self, position: Position, values: dict[str, float], *, epoch_end: bool = False) -> None:
         """See `peer.exchange.Exchange.report`."""

@@ -9,14 +9,22 @@ from pathlib import Path
 import numpy as np
 
 from entangled.alignment import Layout, batch_digest, sample_order
-from entangled.exchange_log import Row, Writer, genesis
+from entangled.distribution import statistics
+from entangled.exchange_log import Row, genesis, prediction_digest
 from entangled.experiment import Experiment, parse
 from entangled.experiment_file import dumps
+from entangled.log_writer import Writer
 from entangled.schedule import weight_at
 
 SAMPLES, CLASSES = 10, 3
 SECONDS = 1_700_000_000
 """When these runs began, since 1970."""
+
+
+def keeping(log: str, peers: Iterable[str] = ("a", "b"), **exchange: object) -> Experiment:
+    """The same with another `exchange.log`."""
+    table = experiment(peers).exchange.model_dump(exclude_none=True)
+    return experiment(peers, exchange={**table, "log": log, **exchange})
 
 
 def experiment(peers: Iterable[str] = ("a", "b"), **values: object) -> Experiment:
@@ -41,6 +49,11 @@ def rows(settings: Experiment, seed: int = 0, samples: int = SAMPLES, classes: i
         order = sample_order(np.arange(samples), settings.exchange.shuffle_buffer, settings.seed, position.epoch)
         ids = layout.batch(order, position.step)
         weight = float(np.float32(weight_at(settings.exchange.weight, position, layout)))
+        predictions = [
+            np.random.default_rng([seed, index, place]).dirichlet(np.ones(classes), len(ids)).astype(np.float32)
+            for place in range(len(settings.peers))
+        ]
+        measured = statistics(np.stack(predictions))
         yield [
             Row(
                 position,
@@ -49,7 +62,10 @@ def rows(settings: Experiment, seed: int = 0, samples: int = SAMPLES, classes: i
                 weight,
                 ids,
                 batch_digest(position, ids),
-                np.random.default_rng([seed, index, place]).dirichlet(np.ones(classes), len(ids)).astype(np.float32),
+                (len(ids), classes),
+                predictions[place],
+                prediction_digest(predictions[place]),
+                measured[place],
                 0,
                 (SECONDS + index) * 1_000_000 + place,
                 1000 * place,
@@ -88,6 +104,7 @@ class Recording:
             self.writer.flush()
             self.exchanges += 1
         self.writer.finish_epoch()
+        self.writer.thin(self.exchanges, self.settings.exchange.keeps)
         for place, name in enumerate(self.settings.peer_names):
             peer = self.folder / "peers" / name
             peer.mkdir(parents=True)

@@ -14,6 +14,7 @@ from entangled.errors import EntangledError
 
 if TYPE_CHECKING:
     from entangled.log.block import Exchange
+    from entangled.log.diff import EpochDifference
     from entangled.log.reader import Run
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 @app.command()
 def summary(folder: RunFolder, as_json: Json = False) -> None:
-    """Per epoch and peer: exchanges, λ, agreement, KL to the others' soft target both ways, entropy, waits, bytes.
+    """Per epoch and peer: exchanges, λ, agreement, KL to the soft target both ways, entropy, confidence, waits, bytes.
 
     KL and entropy are in nats, per sample. Example: `entangled log summary runs/x`.
     """
@@ -49,6 +50,7 @@ def summary(folder: RunFolder, as_json: Json = False) -> None:
             "KL(self‖other)": [decimals(line.kl_self_other) for line in lines],
             "KL(other‖self)": [decimals(line.kl_other_self) for line in lines],
             "entropy": [decimals(line.entropy) for line in lines],
+            "confidence": [percent(line.confidence) for line in lines],
             "wait ms": [f"{line.wait_ms_mean:.2f}" for line in lines],
             "p95 ms": [f"{line.wait_ms_p95:.2f}" for line in lines],
             "bytes": [line.bytes for line in lines],
@@ -166,11 +168,12 @@ def plot(
     """
     from entangled.log import pictures
     from entangled.log.analysis import course
-    from entangled.log.reader import accuracies, blocks, open_run
+    from entangled.log.reader import accuracies, blocks, open_run, with_predictions
 
     run, note = open_run(folder), noter()
     out = _outside(target or Path(f"{folder.resolve().name}-log.png"), folder)
-    pictures.course(run, course(blocks(run, note), len(run.peers), run.layout), accuracies(run, note), out)
+    found = with_predictions(run, blocks(run, note), note)
+    pictures.course(run, course(found, len(run.peers), run.layout), accuracies(run, note), out)
     typer.echo(f"drawn to {out}")
 
 
@@ -215,7 +218,8 @@ def query(
 ) -> None:
     """SQL over the log: the view `exchanges` has a row per prediction. Needs DuckDB.
 
-    Columns: epoch, step, index, peer, weight, sample_ids, digest, rows, classes, prediction, staleness, received_at,
+    Columns: epoch, step, index, peer, weight, sample_ids, digest, rows, classes, prediction (empty where it is not
+    kept), prediction_digest, entropy, confidence, agreement, kl_self_other, kl_other_self, staleness, received_at,
     wait_us, bytes, chain. Example: `entangled log query runs/x "select peer, avg(bytes) from exchanges group by peer"`.
     """
     from entangled.log.query import query as answer
@@ -303,12 +307,18 @@ def diff(
                 "epoch": [e.epoch for e in found.epochs],
                 "exchanges": [e.exchanges for e in found.epochs],
                 "different": [e.different for e in found.epochs],
-                "predictions by": [None if e.predictions is None else f"{e.predictions:.3g}" for e in found.epochs],
+                "predictions by": [_by(e) for e in found.epochs],
                 "λ by": [f"{e.weight:.3g}" for e in found.epochs],
             }
         )
     if found.parting is not None:
         raise typer.Exit(1)
+
+
+def _by(epoch: EpochDifference) -> str | None:
+    if epoch.unknown:
+        return "not kept"
+    return None if epoch.predictions is None else f"{epoch.predictions:.3g}"
 
 
 def _print_line(run: Run, exchange: Exchange, as_json: bool) -> None:

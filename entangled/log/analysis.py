@@ -12,40 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from entangled.alignment import Layout, Position
-from entangled.distribution import agreement, soft_targets
+from entangled.distribution import STATISTICS, Floats, divergence, entropy
 from entangled.log.block import Block
-
-Floats = npt.NDArray[np.float64]
-
-CLIP = 1e-7
-"""Probabilities below are taken as this, as Keras' `KLDivergence` does."""
-
-
-def divergence(p: npt.NDArray[np.floating], q: npt.NDArray[np.floating]) -> Floats:
-    """KL(p ‖ q) = Σ p log(p / q) over the last axis, both clipped to `CLIP` … 1, as Keras' `KLDivergence(p, q)`.
-
-    Args:
-        p: `(…, classes)` probabilities.
-        q: as `p`.
-
-    Returns:
-        `(…)`, nats.
-
-    >>> divergence(np.array([0.5, 0.5]), np.array([0.25, 0.75])).round(4)
-    np.float64(0.1438)
-    """
-    p, q = (np.clip(x.astype(np.float64), CLIP, 1.0) for x in (p, q))
-    return (p * np.log(p / q)).sum(axis=-1)
-
-
-def entropy(p: npt.NDArray[np.floating]) -> Floats:
-    """H(p) = -Σ p log p over the last axis, `(…)`, nats; 0 log 0 is 0.
-
-    >>> entropy(np.array([[0.5, 0.5], [1.0, 0.0]])).round(4).tolist()
-    [0.6931, 0.0]
-    """
-    p = p.astype(np.float64)
-    return np.abs((p * np.log(np.where(p > 0, p, 1.0))).sum(axis=-1))
 
 
 def jensen_shannon(predictions: npt.NDArray[np.floating]) -> Floats:
@@ -113,12 +81,12 @@ class PeerEpoch:
     weight_first: float
     """λ at the first exchange, and at the last."""
     weight_last: float
-    agreement: float
-    """As `entangled.distribution.agreement`."""
-    kl_self_other: float
-    """KL(own prediction ‖ the others' soft target)."""
-    kl_other_self: float
     entropy: float
+    """This and the four after it as `entangled.distribution.statistics`."""
+    confidence: float
+    agreement: float
+    kl_self_other: float
+    kl_other_self: float
     wait_ms_mean: float
     wait_ms_p95: float
     """Within 1 %."""
@@ -132,25 +100,23 @@ class _EpochSums:
         self.epoch, self.weight = first.epoch, float(first.weights[0])
         self.weight_last = self.weight
         self.exchanges = self.samples = 0
-        self.agreement, self.self_other, self.other_self, self.entropy, self.waits, self.bytes = np.zeros((6, peers))
+        self.waits, self.bytes = np.zeros((2, peers))
+        self.statistics = np.zeros((peers, len(STATISTICS)))
         self.quantiles = [Quantiles() for _ in range(peers)]
 
     def add(self, block: Block) -> None:
-        predictions = block.by_peer()
-        rows = len(predictions[0])
-        self.exchanges += len(block.indexes)
-        self.samples += rows
+        exchanges, rows = block.sample_ids.shape
+        self.exchanges += exchanges
+        self.samples += exchanges * rows
         self.weight_last = float(block.weights[-1])
-        self.agreement += agreement(predictions) * rows
-        for i, (own, target) in enumerate(zip(predictions, soft_targets(predictions), strict=True)):
-            self.self_other[i] += divergence(own, target).sum()
-            self.other_self[i] += divergence(target, own).sum()
-            self.entropy[i] += entropy(own).sum()
-            self.quantiles[i].add(block.wait_us[:, i])
+        self.statistics += block.statistics.sum(axis=0, dtype=np.float64) * rows
+        for i, quantiles in enumerate(self.quantiles):
+            quantiles.add(block.wait_us[:, i])
         self.waits += block.wait_us.sum(axis=0)
         self.bytes += block.bytes.sum(axis=0)
 
     def result(self, peers: Sequence[str]) -> list[PeerEpoch]:
+        means = self.statistics / self.samples
         return [
             PeerEpoch(
                 self.epoch,
@@ -158,13 +124,10 @@ class _EpochSums:
                 self.exchanges,
                 self.weight,
                 self.weight_last,
-                float(self.agreement[i] / self.samples),
-                float(self.self_other[i] / self.samples),
-                float(self.other_self[i] / self.samples),
-                float(self.entropy[i] / self.samples),
-                float(self.waits[i] / self.exchanges / 1e3),
-                self.quantiles[i].quantile(0.95) / 1e3,
-                int(self.bytes[i]),
+                wait_ms_mean=float(self.waits[i] / self.exchanges / 1e3),
+                wait_ms_p95=self.quantiles[i].quantile(0.95) / 1e3,
+                bytes=int(self.bytes[i]),
+                **dict(zip(STATISTICS, means[i].tolist(), strict=True)),
             )
             for i, peer in enumerate(peers)
         ]

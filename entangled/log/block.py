@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from entangled.alignment import Position, SampleIds
+from entangled.errors import LogError
 
 Predictions = npt.NDArray[np.float32]
 
@@ -23,17 +24,32 @@ class Exchange:
     """λ in force; a float32 value."""
     sample_ids: SampleIds
     """`(rows,)`."""
-    predictions: Predictions
-    """`(peers, rows, classes)` float32."""
+    kept: Predictions | None
+    """`(peers, rows, classes)` float32; None where they are not kept."""
+    prediction_digests: npt.NDArray[np.object_]
+    """`(peers,)` of bytes."""
+    statistics: npt.NDArray[np.float32]
+    """`(peers, 5)`, as `entangled.distribution.STATISTICS`."""
     received_at: npt.NDArray[np.int64]
     """`(peers,)` microseconds since 1970, UTC."""
     wait_us: npt.NDArray[np.int64]
     """`(peers,)`."""
 
+    @property
+    def predictions(self) -> Predictions:
+        """`kept`.
+
+        Raises:
+            LogError: they are not.
+        """
+        if self.kept is None:
+            raise LogError(f"the log does not keep the predictions of {self.position}")
+        return self.kept
+
 
 @dataclass(frozen=True)
 class Block:
-    """Successive exchanges of one epoch with equally many samples: what is computed on at once."""
+    """Successive exchanges of one epoch with equally many samples, and all with predictions or all without."""
 
     epoch: int
     steps: npt.NDArray[np.int64]
@@ -42,17 +58,26 @@ class Block:
     weights: npt.NDArray[np.float32]
     sample_ids: SampleIds
     """`(exchanges, rows)`."""
-    predictions: Predictions
-    """`(exchanges, peers, rows, classes)`."""
+    kept: Predictions | None
+    """`(exchanges, peers, rows, classes)`; None where they are not kept."""
+    prediction_digests: npt.NDArray[np.object_]
+    """`(exchanges, peers)`, as `received_at`, `wait_us` and `bytes` are."""
+    statistics: npt.NDArray[np.float32]
+    """`(exchanges, peers, 5)`, as `entangled.distribution.STATISTICS`."""
     received_at: npt.NDArray[np.int64]
-    """`(exchanges, peers)`, as `wait_us` and `bytes` are."""
     wait_us: npt.NDArray[np.int64]
     bytes: npt.NDArray[np.int64]
 
-    def by_peer(self) -> list[Predictions]:
-        """Each peer's predictions for all samples of the block, `(exchanges · rows, classes)`."""
-        _, peers, _, classes = self.predictions.shape
-        return [self.predictions[:, peer].reshape(-1, classes) for peer in range(peers)]
+    @property
+    def predictions(self) -> Predictions:
+        """`kept`.
+
+        Raises:
+            LogError: they are not.
+        """
+        if self.kept is None:
+            raise LogError(f"the log does not keep the predictions of {Position(self.epoch, int(self.steps[0]))}")
+        return self.kept
 
     def exchanges(self) -> Iterator[Exchange]:
         """The block's exchanges, one by one; their arrays are views."""
@@ -64,7 +89,9 @@ class Block:
                 index,
                 weight,
                 self.sample_ids[i],
-                self.predictions[i],
+                None if self.kept is None else self.kept[i],
+                self.prediction_digests[i],
+                self.statistics[i],
                 self.received_at[i],
                 self.wait_us[i],
             )

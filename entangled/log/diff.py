@@ -20,7 +20,8 @@ class Parting:
     what: list[str]
     """What differs, in words."""
     predictions: dict[str, float]
-    """The largest absolute difference of a probability, by peer, where they are about the same samples."""
+    """The largest absolute difference of a probability, by peer; empty where it is not known: for other samples, or
+    where they are not kept."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class EpochDifference:
     different: int
     """Of those, how many differ in anything."""
     predictions: float | None
-    """The largest absolute difference of a probability; None if no two exchanges are about the same samples."""
+    """The largest absolute difference of a probability, as far as it is known; None if it is nowhere."""
+    unknown: int
+    """How many exchanges are about the same samples with other predictions, which are not kept."""
     weight: float
     """The largest absolute difference of λ."""
 
@@ -52,7 +55,8 @@ def compare(
     """Compare two logs exchange by exchange, in order, holding one of each at a time.
 
     Predictions, sample ids and λ are compared, to the bit; not when they came and who waited. Predictions are compared
-    by peer, for peers that are in both runs, and only where they are about the same samples.
+    by peer, for peers that are in both runs, and only where they are about the same samples; by their digests, where a
+    log does not keep them.
     """
     peers = [peer for peer in our_peers if peer in their_peers]
     places = [our_peers.index(peer) for peer in peers], [their_peers.index(peer) for peer in peers]
@@ -71,8 +75,8 @@ def compare(
             by_peer = {} if difference is None else dict(zip(peers, difference, strict=True))
             parting = Parting(a.position, what, by_peer)
         if not epochs or epochs[-1].epoch != a.position.epoch:
-            epochs.append(EpochDifference(a.position.epoch, 0, 0, None, 0.0))
-        epochs[-1] = _added(epochs[-1], bool(what), difference, abs(a.weight - b.weight))
+            epochs.append(EpochDifference(a.position.epoch, 0, 0, None, 0, 0.0))
+        epochs[-1] = _added(epochs[-1], what, difference, abs(a.weight - b.weight))
     return Difference(parting, epochs)
 
 
@@ -83,7 +87,11 @@ def _differences(a: Exchange, b: Exchange, places: tuple[list[int], list[int]]) 
         what.append("λ")
     if not np.array_equal(a.sample_ids, b.sample_ids):
         return [*what, "sample ids"], None
-    own, others = a.predictions[places[0]], b.predictions[places[1]]
+    if a.kept is None or b.kept is None:
+        if (a.prediction_digests[places[0]] == b.prediction_digests[places[1]]).all():
+            return what, [0.0] * len(places[0])
+        return [*what, "predictions"], None
+    own, others = a.kept[places[0]], b.kept[places[1]]
     if own.shape != others.shape:
         return [*what, "classes"], None
     if own.tobytes() == others.tobytes():
@@ -91,14 +99,15 @@ def _differences(a: Exchange, b: Exchange, places: tuple[list[int], list[int]]) 
     return [*what, "predictions"], np.abs(own.astype(np.float64) - others).max(axis=(1, 2)).tolist()
 
 
-def _added(sums: EpochDifference, different: bool, difference: list[float] | None, weight: float) -> EpochDifference:
+def _added(sums: EpochDifference, what: list[str], difference: list[float] | None, weight: float) -> EpochDifference:
     predictions = sums.predictions
     if difference is not None:
         predictions = max([predictions or 0.0, *difference])
     return replace(
         sums,
         exchanges=sums.exchanges + 1,
-        different=sums.different + different,
+        different=sums.different + bool(what),
         predictions=predictions,
+        unknown=sums.unknown + ("predictions" in what and difference is None),
         weight=max(sums.weight, weight),
     )

@@ -57,11 +57,14 @@ def export(
     if peer is not None and peer not in run.peers:
         raise EntangledError("no such peer in this run", expected=" or ".join(run.peers), got=peer)
     schema = pa.schema([_SCHEMA.field(name) for name in columns])
-    written = 0
+    written = without = 0
     with _replacing(target) as temporary, _FORMATS[target.suffix](temporary, schema) as write:
         for batch in _batches(run, note, epoch, peer):
             write(batch.select(list(columns)))
             written += batch.num_rows
+            without += call_function("list_value_length", [batch.column("prediction")]).to_pylist().count(0)
+    if without and "prediction" in columns:
+        note(f"the predictions of {without} of {written} rows are not kept, and empty in {target}")
     return written
 
 

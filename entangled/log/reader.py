@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from entangled.alignment import Layout, Position
+from entangled.distribution import STATISTICS
 from entangled.errors import LogError
 from entangled.exchange_log import partitions, read_batches
 from entangled.experiment import Experiment
@@ -123,6 +124,30 @@ def blocks(run: Run, note: Note = ignore, epochs: Collection[int] | None = None,
                     yield _behind(block, after)
 
 
+def with_predictions(run: Run, found: Iterable[Block], note: Note) -> Iterator[Block]:
+    """Those blocks whose predictions are kept.
+
+    Args:
+        run: as opened.
+        found: blocks of its log.
+        note: is told how many exchanges were left out.
+
+    Raises:
+        LogError: there are blocks, and none has predictions.
+    """
+    exchanges = kept = 0
+    for block in found:
+        exchanges += len(block.indexes)
+        if block.kept is not None:
+            kept += len(block.indexes)
+            yield block
+    mode = f"exchange.log = {run.experiment.exchange.log}"
+    if exchanges and not kept:
+        raise LogError(f"the log keeps no predictions ({mode}); `entangled log summary` needs none")
+    if kept < exchanges:
+        note(f"only {kept} of {exchanges} exchanges are looked at: the others' predictions are not kept ({mode})")
+
+
 def exchange_at(run: Run, position: Position, note: Note = ignore) -> Exchange:
     """The exchange at a position.
 
@@ -213,14 +238,19 @@ def _whole(run: Run, epoch: int, path: Path, batch: pa.RecordBatch) -> Iterator[
         raise LogError(f"{path} is not of this run", expected=f"{run.classes} classes", got=f"{classes.max()} classes")
     ids, id_offsets = _list(batch, "sample_ids")
     values, value_offsets = _list(batch, "prediction")
-    if (np.diff(id_offsets) != rows.reshape(-1)).any() or (
-        np.diff(value_offsets) != (rows * classes).reshape(-1)
-    ).any():
+    lengths = np.diff(value_offsets).reshape(shape)
+    if (np.diff(id_offsets) != rows.reshape(-1)).any() or ((lengths != rows * classes) & (lengths != 0)).any():
         raise _not_whole(path, "lists that are not as long as they say")
     weights, received, waits, sizes = (
         _numbers(batch, name, shape) for name in ("weight", "received_at", "wait_us", "bytes")
     )
-    cuts = [0, *(np.flatnonzero(np.diff(rows[:, 0])) + 1).tolist(), shape[0]]
+    kept = lengths > 0
+    if (kept != kept[:, :1]).any():
+        raise _not_whole(path, "an exchange of which some predictions are kept and others not")
+    digests = batch.column("prediction_digest").to_numpy(zero_copy_only=False).reshape(shape)
+    statistics = np.stack([batch.column(name).to_numpy() for name in STATISTICS], axis=1).reshape(*shape, -1)
+    changes = (np.diff(rows[:, 0]) != 0) | (kept[1:, 0] != kept[:-1, 0])
+    cuts = [0, *(np.flatnonzero(changes) + 1).tolist(), shape[0]]
     for begin, end in pairwise(cuts):
         first, stop, n = begin * peers, end * peers, int(rows[begin, 0])
         sample_ids = ids[id_offsets[first] : id_offsets[stop]].reshape(end - begin, peers, n)
@@ -232,11 +262,17 @@ def _whole(run: Run, epoch: int, path: Path, batch: pa.RecordBatch) -> Iterator[
             indexes[begin:end, 0],
             weights[begin:end, 0].astype(np.float32),
             sample_ids[:, 0],
-            values[value_offsets[first] : value_offsets[stop]].reshape(end - begin, peers, n, run.classes),
+            _predictions(values[value_offsets[first] : value_offsets[stop]], (end - begin, peers, n, run.classes)),
+            digests[begin:end],
+            statistics[begin:end],
             received[begin:end],
             waits[begin:end],
             sizes[begin:end],
         )
+
+
+def _predictions(values: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDArray[np.float32] | None:
+    return values.reshape(shape) if values.size else None
 
 
 def _behind(block: Block, after: int) -> Block:
@@ -244,7 +280,7 @@ def _behind(block: Block, after: int) -> Block:
         return block
     keep = block.indexes > after
     arrays = {name: value[keep] for name, value in vars(block).items() if isinstance(value, np.ndarray)}
-    return Block(epoch=block.epoch, **arrays)
+    return replace(block, **arrays)
 
 
 def _numbers(batch: pa.RecordBatch, name: str, shape: tuple[int, int]) -> npt.NDArray[Any]:

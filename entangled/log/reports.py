@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from entangled.distribution import agreement, soft_targets
+from entangled.distribution import STATISTICS, soft_targets
 from entangled.errors import LogError
-from entangled.log.analysis import divergence, divergences, mean_predictions, most_divergent, sightings
+from entangled.log.analysis import divergences, mean_predictions, most_divergent, sightings
 from entangled.log.block import Exchange
-from entangled.log.reader import Note, Run, blocks
+from entangled.log.reader import Note, Run, blocks, ignore, with_predictions
 
 Labels = npt.NDArray[np.int64] | None
 """By sample id; None where they are not known."""
@@ -59,7 +59,7 @@ def sample(run: Run, sample_id: int, labels: Labels, note: Note) -> Report:
                 "weight": seen.weight,
                 "peers": _by_peer(run, seen.predictions),
             }
-            for seen in sightings(blocks(run, note), sample_id)
+            for seen in sightings(with_predictions(run, blocks(run, note), note), sample_id)
         ],
     }
 
@@ -70,9 +70,10 @@ def disagreements(run: Run, top: int, epoch: int | None, labels: Labels, note: N
     Reads the log twice: to find them, and for what was predicted for them.
     """
     epochs = None if epoch is None else [epoch]
-    found, counts = divergences(blocks(run, note, epochs), run.samples)
+    found, counts = divergences(with_predictions(run, blocks(run, note, epochs), note), run.samples)
     ids = most_divergent(found, top).tolist()
-    means = mean_predictions(blocks(run, note, epochs), ids, len(run.peers), run.classes)
+    again = with_predictions(run, blocks(run, ignore, epochs), ignore)
+    means = mean_predictions(again, ids, len(run.peers), run.classes)
     return [
         {
             "id": i,
@@ -87,8 +88,6 @@ def disagreements(run: Run, top: int, epoch: int | None, labels: Labels, note: N
 
 def line(run: Run, found: Exchange) -> Report:
     """One exchange in brief: how each peer agreed with the others' soft target, and how long it waited."""
-    predictions = list(found.predictions)
-    targets, agreeing = soft_targets(predictions), agreement(predictions)
     return {
         "at": datetime.fromtimestamp(int(found.received_at.max()) / 1e6, UTC).isoformat(timespec="milliseconds"),
         "epoch": found.position.epoch,
@@ -97,8 +96,7 @@ def line(run: Run, found: Exchange) -> Report:
         "weight": found.weight,
         "peers": {
             peer: {
-                "agreement": float(agreeing[i]),
-                "kl_self_other": float(divergence(predictions[i], targets[i]).mean()),
+                **dict(zip(STATISTICS, found.statistics[i].tolist(), strict=True)),
                 "wait_ms": float(found.wait_us[i]) / 1e3,
             }
             for i, peer in enumerate(run.peers)

@@ -8,9 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from entangled.alignment import Position, SampleIds, batch_digest, sample_order
-from entangled.distribution import check
+from entangled.distribution import STATISTICS, check, statistics
 from entangled.errors import LogError, PredictionError
-from entangled.exchange_log import Row, chain, folder, from_batch, genesis, partitions, read_batches
+from entangled.exchange_log import (
+    Row,
+    chain,
+    folder,
+    from_batch,
+    genesis,
+    partitions,
+    prediction_digest,
+    read_batches,
+)
 from entangled.log.reader import Note, Run, ignore
 from entangled.schedule import weight_at
 
@@ -40,6 +49,9 @@ class Verdict:
     of: int
     """How many the whole run has."""
     finished: bool
+    without_predictions: int
+    """Of the exchanges, those whose predictions are not kept: that their digests and statistics are theirs is not
+    proven."""
     fault: Fault | None
 
 
@@ -58,12 +70,14 @@ def verify(run: Run, note: Note = ignore) -> Verdict:
     """Check a run's log from its first row to the first fault.
 
     Every row stands where it must (epoch, step, index, peer); is about the samples that the experiment's sample order
-    gives, under their digest; has the schedule's λ and a valid prediction; and continues the hash chain, which starts
-    from `experiment.toml`. The log of a finished run has every position, and ends in the `chain` of `summary.json`.
+    gives, under their digest; has the schedule's λ; has a valid prediction, under its digest, with its statistics; and
+    continues the hash chain, which starts from `experiment.toml`. The log of a finished run has every position, and
+    ends in the `chain` of `summary.json`. Where the experiment says that a prediction is not kept, what was written of
+    it is proven to be unchanged, but not to be true.
 
     Args:
         run: as opened.
-        note: is told what cannot be proven about the log of a run that is not finished.
+        note: is told what cannot be proven: without predictions, or about the log of a run that is not finished.
     """
     walk = _Walk(run, note)
     fault: tuple[str, str, str] | None = None
@@ -79,6 +93,7 @@ def verify(run: Run, note: Note = ignore) -> Verdict:
         walk.rows // len(run.peers),
         run.layout.positions,
         run.summary is not None,
+        walk.without_predictions,
         Fault(str(walk.path), position, peer, *fault) if fault else None,
     )
 
@@ -95,10 +110,11 @@ class _Walk:
 
     def __init__(self, run: Run, note: Note) -> None:
         self.path = folder(run.folder)
-        self.rows = 0
+        self.rows = self.without_predictions = 0
         self._run, self._note = run, note
         self._link = genesis(run.toml)
         self._expected = _expected(run)
+        self._exchange: list[tuple[_Expected, Row]] = []
         self.want = next(self._expected, None)
 
     def all(self) -> None:
@@ -120,12 +136,38 @@ class _Walk:
             if self.rows == 0:
                 what = "the hash chain does not start from experiment.toml, or this is not the row that was written"
             raise _Differs(what, self._link.hex(), stored.hex())
+        self._exchange.append((self.want, row))
+        if len(self._exchange) == len(self._run.peers):
+            self._whole_exchange()
         self.rows += 1
         self.want = next(self._expected, None)
+
+    def _whole_exchange(self) -> None:
+        """Check what an exchange's rows say together: the statistics, which hang on all peers' predictions."""
+        exchange, self._exchange = self._exchange, []
+        kept = [row.prediction for _, row in exchange if row.prediction is not None]
+        if not kept:
+            self.without_predictions += 1
+            return
+        if len(kept) < len(exchange):
+            self.want = next(want for want, row in exchange if row.prediction is None)
+            raise _Differs("the prediction is missing, while other peers' are kept", "all or none", "some")
+        for (want, row), computed in zip(exchange, statistics(np.stack(kept)), strict=True):
+            close = np.isclose(row.statistics, computed, rtol=1e-5, atol=1e-6)  # the last bits hang on the processor
+            if not close.all():
+                self.want, place = want, int(np.flatnonzero(~close)[0])
+                what = f"{STATISTICS[place]} is not that of the predictions"
+                raise _Differs(what, computed[place], row.statistics[place])
 
     def _end(self) -> None:
         exchanges, rest = divmod(self.rows, len(self._run.peers))
         summary = self._run.summary
+        if self.without_predictions:
+            self._note(
+                f"the predictions of {self.without_predictions} of {exchanges} exchanges are not kept (exchange.log = "
+                f"{_mode(self._run)}): that they were distributions, and have the digests and statistics in the log, "
+                "cannot be proven"
+            )
         if self.want is not None and (rest or summary is not None):
             raise _Differs("the log ends before this row", _names(self.want), "no more rows")
         if summary is None:
@@ -157,8 +199,8 @@ def _check(run: Run, want: _Expected, row: Row) -> None:
     """Raise `_Differs` unless `row` is, but for what the peer predicted, what is wanted here."""
     _check_place(run, want, row)
     shape = len(want.sample_ids), run.classes
-    if row.prediction.shape != shape:
-        raise _Differs("the prediction's shape is wrong", shape, row.prediction.shape)
+    if row.shape != shape:
+        raise _Differs("the prediction's shape is wrong", shape, row.shape)
     if len(row.sample_ids) != len(want.sample_ids):
         raise _Differs("the number of sample ids is wrong", len(want.sample_ids), len(row.sample_ids))
     other = np.flatnonzero(row.sample_ids != want.sample_ids)
@@ -171,10 +213,27 @@ def _check(run: Run, want: _Expected, row: Row) -> None:
         raise _Differs("the batch digest is not that of the sample ids", digest.hex(), row.digest.hex())
     if row.weight != want.weight:
         raise _Differs("λ is not the schedule's", want.weight, row.weight)
+    _check_prediction(run, row)
+
+
+def _check_prediction(run: Run, row: Row) -> None:
+    if row.prediction is None:
+        if run.experiment.exchange.keeps(row.index):
+            raise _Differs("the prediction is missing", f"kept, with exchange.log = {_mode(run)}", "no prediction")
+        return
     try:
-        check(row.prediction, *shape)
+        check(row.prediction, *row.shape)
     except PredictionError as error:
         raise _Differs(f"the prediction is no distribution: {error.message}", error.expected, error.got) from None
+    digest = prediction_digest(row.prediction)
+    if row.prediction_digest != digest:
+        what = "this is not the prediction that was written: its digest is another"
+        raise _Differs(what, row.prediction_digest.hex(), digest.hex())
+
+
+def _mode(run: Run) -> str:
+    exchange = run.experiment.exchange
+    return exchange.log if exchange.log_every is None else f"{exchange.log}, exchange.log_every = {exchange.log_every}"
 
 
 def _check_place(run: Run, want: _Expected, row: Row) -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65ntangled/v1/exchange.proto\x12\x0c\x65ntangled.v1\"0\n\x14GetExperimentRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\"W\n\x12GetExperimentReply\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x17\n\x0f\x65xperiment_toml\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\"&\n\x15GetSampleOrderRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\r\"&\n\x10SampleOrderChunk\x12\x12\n\nsample_ids\x18\x01 \x03(\x03\"\xb9\x01\n\x0bPeerMessage\x12\"\n\x04join\x18\x01 \x01(\x0b\x32\x12.entangled.v1.JoinH\x00\x12.\n\nprediction\x18\x02 \x01(\x0b\x32\x18.entangled.v1.PredictionH\x00\x12(\n\x07metrics\x18\x03 \x01(\x0b\x32\x15.entangled.v1.MetricsH\x00\x12$\n\x05leave\x18\x04 \x01(\x0b\x32\x13.entangled.v1.LeaveH\x00\x42\x06\n\x04kind\"\x80\x01\n\x04Join\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12.\n\x0b\x66ingerprint\x18\x05 \x01(\x0b\x32\x19.entangled.v1.Fingerprint\"\\\n\x0b\x46ingerprint\x12\x0f\n\x07samples\x18\x01 \x01(\x04\x12\x0f\n\x07\x63lasses\x18\x02 \x01(\r\x12\x12\n\nids_digest\x18\x03 \x01(\x0c\x12\x17\n\x0f\x63ontents_digest\x18\x04 \x01(\x0c\"u\n\nPrediction\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x14\n\x0c\x62\x61tch_digest\x18\x03 \x01(\x0c\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x0f\n\x07\x63lasses\x18\x05 \x01(\r\x12\x15\n\rprobabilities\x18\x06 \x01(\x0c\"\xaa\x01\n\x07Metrics\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x31\n\x06values\x18\x03 \x03(\x0b\x32!.entangled.v1.Metrics.ValuesEntry\x12\x11\n\tepoch_end\x18\x04 \x01(\x08\x12\r\n\x05\x66inal\x18\x05 \x01(\x08\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x18\n\x05Leave\x12\x0f\n\x07\x66\x61ilure\x18\x01 \x01(\t\"\xcf\x01\n\x12\x43oordinatorMessage\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.entangled.v1.WelcomeH\x00\x12/\n\x0bsoft_target\x18\x02 \x01(\x0b\x32\x18.entangled.v1.SoftTargetH\x00\x12(\n\x07\x64urable\x18\x03 \x01(\x0b\x32\x15.entangled.v1.DurableH\x00\x12,\n\theartbeat\x18\x04 \x01(\x0b\x32\x17.entangled.v1.HeartbeatH\x00\x42\x06\n\x04kind\"+\n\x07Welcome\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x04\"\x85\x01\n\nSoftTarget\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x14\n\x0c\x62\x61tch_digest\x18\x03 \x01(\x0c\x12\x0e\n\x06weight\x18\x04 \x01(\x02\x12\x0c\n\x04rows\x18\x05 \x01(\r\x12\x0f\n\x07\x63lasses\x18\x06 \x01(\r\x12\x15\n\rprobabilities\x18\x07 \x01(\x0c\"\x1b\n\x07\x44urable\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x04\"\x0b\n\tHeartbeat\"\x0e\n\x0cWatchRequest\"\xc7\x02\n\x08\x41\x63tivity\x12*\n\x05peers\x18\x01 \x03(\x0b\x32\x1b.entangled.v1.Activity.Peer\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\x12\x0e\n\x06weight\x18\x04 \x01(\x02\x12\x10\n\x08\x66inished\x18\x05 \x01(\x08\x12\x0f\n\x07\x66\x61ilure\x18\x06 \x01(\t\x1a\xba\x01\n\x04Peer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\r\n\x05\x65poch\x18\x03 \x01(\r\x12\x0c\n\x04step\x18\x04 \x01(\r\x12\x37\n\x06values\x18\x05 \x03(\x0b\x32\'.entangled.v1.Activity.Peer.ValuesEntry\x12\x0c\n\x04\x64one\x18\x06 \x01(\x08\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"G\n\x07Refusal\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x10\n\x08\x65xpected\x18\x03 \x01(\t\x12\x0b\n\x03got\x18\x04 \x01(\t2\xc9\x02\n\x0b\x43oordinator\x12U\n\rGetExperiment\x12\".entangled.v1.GetExperimentRequest\x1a .entangled.v1.GetExperimentReply\x12W\n\x0eGetSampleOrder\x12#.entangled.v1.GetSampleOrderRequest\x1a\x1e.entangled.v1.SampleOrderChunk0\x01\x12K\n\x08\x45xchange\x12\x19.entangled.v1.PeerMessage\x1a .entangled.v1.CoordinatorMessage(\x01\x30\x01\x12=\n\x05Watch\x12\x1a.entangled.v1.WatchRequest\x1a\x16.entangled.v1.Activity0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65ntangled/v1/exchange.proto\x12\x0c\x65ntangled.v1\"0\n\x14GetExperimentRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\"W\n\x12GetExperimentReply\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x17\n\x0f\x65xperiment_toml\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\"&\n\x15GetSampleOrderRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\r\"&\n\x10SampleOrderChunk\x12\x12\n\nsample_ids\x18\x01 \x03(\x03\"\xe3\x01\n\x0bPeerMessage\x12\"\n\x04join\x18\x01 \x01(\x0b\x32\x12.entangled.v1.JoinH\x00\x12.\n\nprediction\x18\x02 \x01(\x0b\x32\x18.entangled.v1.PredictionH\x00\x12(\n\x07metrics\x18\x03 \x01(\x0b\x32\x15.entangled.v1.MetricsH\x00\x12$\n\x05leave\x18\x04 \x01(\x0b\x32\x13.entangled.v1.LeaveH\x00\x12(\n\x07settled\x18\x05 \x01(\x0b\x32\x15.entangled.v1.SettledH\x00\x42\x06\n\x04kind\"\x80\x01\n\x04Join\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12.\n\x0b\x66ingerprint\x18\x05 \x01(\x0b\x32\x19.entangled.v1.Fingerprint\"\\\n\x0b\x46ingerprint\x12\x0f\n\x07samples\x18\x01 \x01(\x04\x12\x0f\n\x07\x63lasses\x18\x02 \x01(\r\x12\x12\n\nids_digest\x18\x03 \x01(\x0c\x12\x17\n\x0f\x63ontents_digest\x18\x04 \x01(\x0c\"u\n\nPrediction\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x14\n\x0c\x62\x61tch_digest\x18\x03 \x01(\x0c\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x0f\n\x07\x63lasses\x18\x05 \x01(\r\x12\x15\n\rprobabilities\x18\x06 \x01(\x0c\"\xaa\x01\n\x07Metrics\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x31\n\x06values\x18\x03 \x03(\x0b\x32!.entangled.v1.Metrics.ValuesEntry\x12\x11\n\tepoch_end\x18\x04 \x01(\x08\x12\r\n\x05\x66inal\x18\x05 \x01(\x08\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1b\n\x07Settled\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x04\"\x18\n\x05Leave\x12\x0f\n\x07\x66\x61ilure\x18\x01 \x01(\t\"\xcf\x01\n\x12\x43oordinatorMessage\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.entangled.v1.WelcomeH\x00\x12/\n\x0bsoft_target\x18\x02 \x01(\x0b\x32\x18.entangled.v1.SoftTargetH\x00\x12(\n\x07\x64urable\x18\x03 \x01(\x0b\x32\x15.entangled.v1.DurableH\x00\x12,\n\theartbeat\x18\x04 \x01(\x0b\x32\x17.entangled.v1.HeartbeatH\x00\x42\x06\n\x04kind\"+\n\x07Welcome\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x04\"\x85\x01\n\nSoftTarget\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x14\n\x0c\x62\x61tch_digest\x18\x03 \x01(\x0c\x12\x0e\n\x06weight\x18\x04 \x01(\x02\x12\x0c\n\x04rows\x18\x05 \x01(\r\x12\x0f\n\x07\x63lasses\x18\x06 \x01(\r\x12\x15\n\rprobabilities\x18\x07 \x01(\x0c\"\x1b\n\x07\x44urable\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x04\"\x0b\n\tHeartbeat\"\x0e\n\x0cWatchRequest\"\xc7\x02\n\x08\x41\x63tivity\x12*\n\x05peers\x18\x01 \x03(\x0b\x32\x1b.entangled.v1.Activity.Peer\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\x12\x0e\n\x06weight\x18\x04 \x01(\x02\x12\x10\n\x08\x66inished\x18\x05 \x01(\x08\x12\x0f\n\x07\x66\x61ilure\x18\x06 \x01(\t\x1a\xba\x01\n\x04Peer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\r\n\x05\x65poch\x18\x03 \x01(\r\x12\x0c\n\x04step\x18\x04 \x01(\r\x12\x37\n\x06values\x18\x05 \x03(\x0b\x32\'.entangled.v1.Activity.Peer.ValuesEntry\x12\x0c\n\x04\x64one\x18\x06 \x01(\x08\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"G\n\x07Refusal\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x10\n\x08\x65xpected\x18\x03 \x01(\t\x12\x0b\n\x03got\x18\x04 \x01(\t2\xc9\x02\n\x0b\x43oordinator\x12U\n\rGetExperiment\x12\".entangled.v1.GetExperimentRequest\x1a .entangled.v1.GetExperimentReply\x12W\n\x0eGetSampleOrder\x12#.entangled.v1.GetSampleOrderRequest\x1a\x1e.entangled.v1.SampleOrderChunk0\x01\x12K\n\x08\x45xchange\x12\x19.entangled.v1.PeerMessage\x1a .entangled.v1.CoordinatorMessage(\x01\x30\x01\x12=\n\x05Watch\x12\x1a.entangled.v1.WatchRequest\x1a\x16.entangled.v1.Activity0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,39 +44,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLEORDERCHUNK']._serialized_start=224
   _globals['_SAMPLEORDERCHUNK']._serialized_end=262
   _globals['_PEERMESSAGE']._serialized_start=265
-  _globals['_PEERMESSAGE']._serialized_end=450
-  _globals['_JOIN']._serialized_start=453
-  _globals['_JOIN']._serialized_end=581
-  _globals['_FINGERPRINT']._serialized_start=583
-  _globals['_FINGERPRINT']._serialized_end=675
-  _globals['_PREDICTION']._serialized_start=677
-  _globals['_PREDICTION']._serialized_end=794
-  _globals['_METRICS']._serialized_start=797
-  _globals['_METRICS']._serialized_end=967
-  _globals['_METRICS_VALUESENTRY']._serialized_start=922
-  _globals['_METRICS_VALUESENTRY']._serialized_end=967
-  _globals['_LEAVE']._serialized_start=969
-  _globals['_LEAVE']._serialized_end=993
-  _globals['_COORDINATORMESSAGE']._serialized_start=996
-  _globals['_COORDINATORMESSAGE']._serialized_end=1203
-  _globals['_WELCOME']._serialized_start=1205
-  _globals['_WELCOME']._serialized_end=1248
-  _globals['_SOFTTARGET']._serialized_start=1251
-  _globals['_SOFTTARGET']._serialized_end=1384
-  _globals['_DURABLE']._serialized_start=1386
-  _globals['_DURABLE']._serialized_end=1413
-  _globals['_HEARTBEAT']._serialized_start=1415
-  _globals['_HEARTBEAT']._serialized_end=1426
-  _globals['_WATCHREQUEST']._serialized_start=1428
-  _globals['_WATCHREQUEST']._serialized_end=1442
-  _globals['_ACTIVITY']._serialized_start=1445
-  _globals['_ACTIVITY']._serialized_end=1772
-  _globals['_ACTIVITY_PEER']._serialized_start=1586
-  _globals['_ACTIVITY_PEER']._serialized_end=1772
-  _globals['_ACTIVITY_PEER_VALUESENTRY']._serialized_start=922
-  _globals['_ACTIVITY_PEER_VALUESENTRY']._serialized_end=967
-  _globals['_REFUSAL']._serialized_start=1774
-  _globals['_REFUSAL']._serialized_end=1845
-  _globals['_COORDINATOR']._serialized_start=1848
-  _globals['_COORDINATOR']._serialized_end=2177
+  _globals['_PEERMESSAGE']._serialized_end=492
+  _globals['_JOIN']._serialized_start=495
+  _globals['_JOIN']._serialized_end=623
+  _globals['_FINGERPRINT']._serialized_start=625
+  _globals['_FINGERPRINT']._serialized_end=717
+  _globals['_PREDICTION']._serialized_start=719
+  _globals['_PREDICTION']._serialized_end=836
+  _globals['_METRICS']._serialized_start=839
+  _globals['_METRICS']._serialized_end=1009
+  _globals['_METRICS_VALUESENTRY']._serialized_start=964
+  _globals['_METRICS_VALUESENTRY']._serialized_end=1009
+  _globals['_SETTLED']._serialized_start=1011
+  _globals['_SETTLED']._serialized_end=1038
+  _globals['_LEAVE']._serialized_start=1040
+  _globals['_LEAVE']._serialized_end=1064
+  _globals['_COORDINATORMESSAGE']._serialized_start=1067
+  _globals['_COORDINATORMESSAGE']._serialized_end=1274
+  _globals['_WELCOME']._serialized_start=1276
+  _globals['_WELCOME']._serialized_end=1319
+  _globals['_SOFTTARGET']._serialized_start=1322
+  _globals['_SOFTTARGET']._serialized_end=1455
+  _globals['_DURABLE']._serialized_start=1457
+  _globals['_DURABLE']._serialized_end=1484
+  _globals['_HEARTBEAT']._serialized_start=1486
+  _globals['_HEARTBEAT']._serialized_end=1497
+  _globals['_WATCHREQUEST']._serialized_start=1499
+  _globals['_WATCHREQUEST']._serialized_end=1513
+  _globals['_ACTIVITY']._serialized_start=1516
+  _globals['_ACTIVITY']._serialized_end=1843
+  _globals['_ACTIVITY_PEER']._serialized_start=1657
+  _globals['_ACTIVITY_PEER']._serialized_end=1843
+  _globals['_ACTIVITY_PEER_VALUESENTRY']._serialized_start=964
+  _globals['_ACTIVITY_PEER_VALUESENTRY']._serialized_end=1009
+  _globals['_REFUSAL']._serialized_start=1845
+  _globals['_REFUSAL']._serialized_end=1916
+  _globals['_COORDINATOR']._serialized_start=1919
+  _globals['_COORDINATOR']._serialized_end=2248
 # @@protoc_insertion_point(module_scope)

@@ -35,16 +35,18 @@ class SampleOrderChunk(_message.Message):
     def __init__(self, sample_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("join", "prediction", "metrics", "leave")
+    __slots__ = ("join", "prediction", "metrics", "leave", "settled")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
     join: Join
     prediction: Prediction
     metrics: Metrics
     leave: Leave
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
+    settled: Settled
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("protocol_version", "peer", "instance", "origin", "fingerprint")
@@ -108,6 +110,12 @@ class Metrics(_message.Message):
     epoch_end: bool
     final: bool
     def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., values: _Optional[_Mapping[str, float]] = ..., epoch_end: _Optional[bool] = ..., final: _Optional[bool] = ...) -> None: ...
+
+class Settled(_message.Message):
+    __slots__ = ("complete",)
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    complete: int
+    def __init__(self, complete: _Optional[int] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ("failure",)

@@ -104,6 +104,10 @@ class RemotePeer:
         """See `peer.exchange.Exchange.settle`."""
         self._ask("settle", complete)
 
+    def forget(self, complete: int) -> None:
+        """See `peer.exchange.Exchange.forget`."""
+        self._ask("forget", complete)
+
     def report(self, position: Position, values: dict[str, float], *, epoch_end: bool = False) -> None:
         """See `peer.exchange.Exchange.report`."""
         self._ask("report", position, values, epoch_end=epoch_end)

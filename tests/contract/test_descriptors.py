@@ -19,6 +19,7 @@ ALLOWED = {
         "prediction": "Prediction",
         "metrics": "Metrics",
         "leave": "Leave",
+        "settled": "Settled",
     },
     "Join": {
         "protocol_version": "uint32",
@@ -49,6 +50,7 @@ ALLOWED = {
         "final": "bool",
     },
     "Metrics.ValuesEntry": {"key": "string", "value": "double"},
+    "Settled": {"complete": "uint64"},
     "Leave": {"failure": "string"},
     "GetExperimentRequest": {"protocol_version": "uint32"},
     "GetSampleOrderRequest": {"epoch": "uint32"},

@@ -126,6 +126,8 @@ def test_nothing_goes_before_joining(meet: Meet) -> None:
     with pytest.raises(ProtocolError, match="join"):
         a.exchange(START, np.arange(4), prediction("a", START, 4))
     with pytest.raises(ProtocolError, match="join"):
+        a.forget(0)
+    with pytest.raises(ProtocolError, match="join"):
         a.report(START, {"loss": 1.0})
     a.join(data())
 
@@ -205,6 +207,40 @@ def test_guarantee_7_waiting_has_an_end_and_names_who_was_waited_for(meet: Meet)
     a.join(data()), b.join(data())
     with pytest.raises(PatienceError, match=r"waited 2 s at epoch 0 step 0 for b \(connected\), c \(not connected\)"):
         exchange(a, "a", START, settings)
+
+
+def test_a_peer_that_forgets_changes_nothing_for_anybody(meet: Meet, background) -> None:
+    settings = experiment(log="statistics")
+    peer, layout = meet(settings), settings.layout(SAMPLES)
+
+    def forgetful(name: str) -> list[bytes]:
+        mine = peer(name)
+        mine.join(data())
+        targets: list[bytes] = []
+        for index in range(layout.positions):
+            targets.append(exchange(mine, name, layout.position(index), settings).probabilities.tobytes())
+            mine.forget(index)
+        mine.finish({"test_loss": 1.0})
+        return targets
+
+    other = background(forgetful, "b")
+    made = [prediction("b", p, layout.rows(p.step)).tobytes() for p in map(layout.position, range(layout.positions))]
+    assert forgetful("a") == made
+    assert len(other.result(SECONDS)) == layout.positions
+
+
+def test_what_is_not_complete_cannot_be_forgotten(meet: Meet) -> None:
+    settings = experiment()
+    a = meet(settings)("a")
+    a.join(data())
+    with pytest.raises(ProtocolError, match="peer a settles positions that are not complete"):
+        forget_and_go_on(a, settings)
+
+
+def forget_and_go_on(peer: Exchange, settings: Experiment) -> None:
+    """Over a network, a refusal is heard at the next exchange."""
+    peer.forget(1)
+    exchange(peer, "a", START, settings)
 
 
 def test_nobody_may_finish_before_the_run_has(meet: Meet) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from entangled.exchange_log import stream_path
+from entangled.exchange_log import read, stream_path
 from tests.faults.launched import processes, until
 from tests.integration.runs import ENTANGLED, assert_equal_to_the_bit, entangled
 
@@ -39,34 +39,51 @@ def schedule(folder: Path, faults: list[str]) -> Path:
 
 
 @pytest.mark.parametrize(
-    "faults",
+    ("faults", "log"),
     [
-        [
-            "coordinator.before-reply.40",
-            "coordinator.before-log-write.3",
-            "coordinator.after-log-write.2",
-            "coordinator.between-partition-and-stream.1",
-            "coordinator.after-goodbye.1",
-        ],
-        [
-            "coordinator.before-reply.61",
-            "cnn.before-update.27",
-            "cnn.in-checkpoint.2",
-            "mlp.in-checkpoint.3",
-            "mlp.before-leave.1",
-        ],
+        (
+            [
+                "coordinator.before-reply.40",
+                "coordinator.before-log-write.3",
+                "coordinator.after-log-write.2",
+                "coordinator.between-partition-and-stream.1",
+                "coordinator.after-goodbye.1",
+            ],
+            "full",
+        ),
+        (
+            [
+                "coordinator.before-reply.61",
+                "cnn.before-update.27",
+                "cnn.in-checkpoint.2",
+                "mlp.in-checkpoint.3",
+                "mlp.before-leave.1",
+            ],
+            "full",
+        ),
+        (
+            [
+                "coordinator.in-thinning.1",
+                "cnn.before-update.47",
+                "mlp.in-checkpoint.5",
+                "coordinator.after-goodbye.1",
+            ],
+            "statistics",
+        ),
     ],
-    ids=["the coordinator", "everybody"],
+    ids=["the coordinator", "everybody", "without predictions"],
 )
-def test_kills_change_nothing(tmp_path: Path, undisturbed: Path, faults: list[str]) -> None:
+def test_kills_change_nothing(tmp_path: Path, undisturbed: Path, faults: list[str], log: str) -> None:
     scheduled = schedule(tmp_path / "faults", faults)
-    done = entangled("run", *SMALL, "--run-dir", str(tmp_path / "run"), faults=scheduled)
+    settings = [*SMALL, f"--set=exchange.log={log}"]
+    done = entangled("run", *settings, "--run-dir", str(tmp_path / "run"), faults=scheduled)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in scheduled.iterdir()) == [], "a fault that was scheduled did not happen"
     assert done.stdout.count("was killed (ended by SIGKILL); started again") == len(faults)
     assert_equal_to_the_bit(undisturbed, tmp_path / "run")
     theirs, ours = (json.loads((run / "summary.json").read_text()) for run in (undisturbed, tmp_path / "run"))
     assert theirs["peers"] == ours["peers"]
+    assert {row.prediction is not None for row, _ in read(tmp_path / "run")} == {log == "full"}
 
 
 def test_a_run_whose_every_process_died_and_whose_files_are_torn_is_resumed(tmp_path: Path, undisturbed: Path) -> None:

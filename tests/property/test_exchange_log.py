@@ -16,6 +16,7 @@ from tests.support import GENESIS, same, writer
 
 INT32, INT64 = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1)
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
+PREDICTIONS = arrays.arrays(np.float32, arrays.array_shapes(min_dims=2, max_dims=2), elements=FLOATS)
 
 
 @st.composite
@@ -29,13 +30,17 @@ def rows(draw: st.DrawFn) -> list[Row]:
             weight=float(draw(st.floats(0, 2.0**99, width=32))),
             sample_ids=draw(arrays.arrays(np.int64, st.integers(0, 5), elements=INT64)),
             digest=draw(st.binary(min_size=16, max_size=16)),
-            prediction=draw(arrays.arrays(np.float32, arrays.array_shapes(min_dims=2, max_dims=2), elements=FLOATS)),
+            shape=prediction.shape,
+            prediction=draw(st.sampled_from([prediction, None])),
+            prediction_digest=draw(st.binary(min_size=16, max_size=16)),
+            statistics=draw(arrays.arrays(np.float32, 5, elements=FLOATS)),
             staleness=draw(INT32),
             received_at=draw(st.integers(0, 2**52)),
             wait_us=draw(INT64),
             bytes=draw(INT32),
         )
         for epoch in epochs
+        for prediction in [draw(PREDICTIONS)]
     ]
 
 

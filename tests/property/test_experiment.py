@@ -54,8 +54,9 @@ def experiments(draw: st.DrawFn) -> Experiment:
             "threads": st.integers(0, 64),
         },
     )
+    kept = draw(st.sampled_from([{}, {"log": "full"}, {"log": "sampled", "log_every": 7}, {"log": "statistics"}]))
     exchange = st.fixed_dictionaries(
-        {"data": TEXTS},
+        {"data": TEXTS, **{name: st.just(value) for name, value in kept.items()}},
         optional={
             "shuffle": st.one_of(
                 st.sampled_from(["full", "none"]), st.fixed_dictionaries({"buffer": st.integers(1, 10**6)})

@@ -25,6 +25,8 @@ def runs() -> Iterator[dict[str, Path]]:
         yield {
             "finished": logs.finished(path / "finished", settings),
             "killed": logs.unfinished(path / "killed", 5, settings),
+            "sampled": logs.finished(path / "sampled", logs.keeping("sampled", "abc", log_every=4)),
+            "statistics": logs.finished(path / "statistics", logs.keeping("statistics", "abc")),
         }
 
 
@@ -51,7 +53,7 @@ def damages(draw: st.DrawFn, rows: Rows) -> Rows:
     return rows
 
 
-@pytest.mark.parametrize("state", ["finished", "killed"])
+@pytest.mark.parametrize("state", ["finished", "killed", "sampled", "statistics"])
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_nothing_gets_through(runs: dict[str, Path], state: str, data: st.DataObject) -> None:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from entangled.distribution import TOLERANCE, agreement, check, soft_targets
+from entangled.distribution import (
+    STATISTICS,
+    TOLERANCE,
+    agreement,
+    check,
+    divergence,
+    entropy,
+    soft_targets,
+    statistics,
+)
 from entangled.errors import PredictionError
 
 
@@ -80,3 +89,27 @@ def test_agreement_is_the_share_of_equal_guesses_averaged_over_the_others() -> N
     guesses = [p.argmax(axis=1) for p in predictions]
     expected = [np.mean([(g == h).mean() for j, h in enumerate(guesses) if j != i]) for i, g in enumerate(guesses)]
     np.testing.assert_allclose(agreement(predictions), expected)
+
+
+@pytest.mark.parametrize("peers", [2, 3, 5])
+@pytest.mark.parametrize(("rows", "classes"), [(4, 3), (128, 10), (256, 1000)])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
+def test_statistics_are_what_their_definitions_say(peers: int, rows: int, classes: int, spread: float) -> None:
+    logits = np.random.default_rng(0).normal(0, spread, (peers, 2, rows, classes))
+    said = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    said = (said / said.sum(axis=-1, keepdims=True)).astype(np.float32)
+    said[0, 0, 0] = np.eye(classes, dtype=np.float32)[0]
+    found = statistics(said)
+    assert found.shape == (2, peers, len(STATISTICS))
+    for exchange in range(2):
+        predictions = list(said[:, exchange])
+        targets, agreeing = soft_targets(predictions), agreement(predictions)
+        for i, (own, target) in enumerate(zip(predictions, targets, strict=True)):
+            expected = [
+                entropy(own).mean(),
+                own.max(axis=1).mean(dtype=np.float64),
+                agreeing[i],
+                divergence(own, target).mean(),
+                divergence(target, own).mean(),
+            ]
+            np.testing.assert_allclose(found[exchange, i], expected, rtol=1e-6, atol=1e-6)

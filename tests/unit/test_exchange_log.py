@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from entangled.alignment import Position
+from entangled.distribution import STATISTICS
 from entangled.exchange_log import Row, chain, genesis, partition_path, partitions, read, stream_path
 from tests.support import GENESIS, log_rows, same, writer
 
@@ -69,6 +70,8 @@ def test_other_tools_read_the_partitions_with_the_designs_columns(tmp_path: Path
         "rows": "int32",
         "classes": "int32",
         "prediction": "list<element: float not null>",
+        "prediction_digest": "fixed_size_binary[16]",
+        **dict.fromkeys(STATISTICS, "float"),
         "staleness": "int32",
         "received_at": "timestamp[us, tz=UTC]",
         "wait_us": "int64",
@@ -133,13 +136,16 @@ def test_the_chain_hangs_on_every_column_and_on_the_row_before() -> None:
         "weight": [0.5],
         "sample_ids": [row.sample_ids[::-1], row.sample_ids[:-1]],
         "digest": [bytes(16)],
-        "prediction": [row.prediction[::-1], row.prediction.reshape(3, 4), np.nextafter(row.prediction, np.float32(2))],
+        "shape": [(3, 4), (4, 4)],
+        "prediction_digest": [bytes(16)],
+        "statistics": [row.statistics[::-1], np.nextafter(row.statistics, np.float32(2))],
         "staleness": [1],
         "received_at": [row.received_at + 1],
         "wait_us": [1],
         "bytes": [1],
     }
-    assert set(changed) == {field.name for field in fields(Row)}
+    assert {*changed, "prediction"} == {field.name for field in fields(Row)}
+    assert chain(GENESIS, replace(row, prediction=None)) == chain(GENESIS, row)  # its digest stands for it
     others = [replace(row, **{name: value}) for name, values in changed.items() for value in values]
     links = {chain(GENESIS, r) for r in [row, *others]}
     assert len(links) == 1 + len(others)

@@ -70,6 +70,9 @@ def test_a_key_of_another_schedule_is_not_offered_for_itself() -> None:
         ("exchange=1", "`exchange`: Input should be a valid dictionary"),
         ("exchange.direction=both", "`exchange.direction`: Input should be 'self_other' or 'other_self', got 'both'"),
         ("exchange.patience=0", "`exchange.patience`: Input should be greater than 0, got 0"),
+        ("exchange.log=some", "`exchange.log`: Input should be 'full', 'sampled' or 'statistics', got 'some'"),
+        ("exchange={data='x', log='sampled', log_every=0}", "`exchange.log_every`: Input should be greater than 0"),
+        ("exchange.log_every=5", '`exchange`: exchange.log_every says something only with exchange.log = "sampled"'),
         ("exchange.patience=inf", "`exchange.patience`: Input should be a finite number"),
         ("exchange.shuffle=ful", "`exchange.shuffle`: Input should be 'full' or 'none', got 'ful'"),
         ("exchange.shuffle={buffer=0}", "`exchange.shuffle.buffer`: Input should be greater than 0, got 0"),
@@ -98,6 +101,21 @@ def test_a_bad_value_is_refused_with_its_key(override: str, words: str) -> None:
     message = refusal(override)
     assert message.startswith(words)
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [
+        ([], [0, 1, 2, 99, 100, 101, 200]),
+        (["exchange.log=sampled"], [0, 100, 200]),
+        (["exchange.log=sampled", "exchange.log_every=2"], [0, 2, 100, 200]),
+        (["exchange.log=statistics"], []),
+    ],
+)
+def test_the_log_keeps_what_the_experiment_says(overrides: list[str], kept: list[int]) -> None:
+    value = load("smoke", overrides)
+    assert [index for index in (0, 1, 2, 99, 100, 101, 200) if value.exchange.keeps(index)] == kept
+    assert loads(dumps(value), "again") == value
 
 
 def test_every_fault_is_told_at_once() -> None:

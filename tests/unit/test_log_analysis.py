@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from entangled.alignment import Layout
+from entangled.distribution import divergence, entropy, statistics
 from entangled.log import reader
 from entangled.log.analysis import (
     Quantiles,
     course,
-    divergence,
     divergences,
-    entropy,
     jensen_shannon,
     mean_predictions,
     most_divergent,
@@ -41,6 +40,14 @@ def mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
+@pytest.mark.parametrize("log", ["sampled", "statistics"])
+def test_the_summary_needs_no_predictions(tmp_path: Path, log: str) -> None:
+    full = open_run(logs.finished(tmp_path / "full"))
+    thinned = open_run(logs.finished(tmp_path / "thinned", logs.keeping(log)))
+    assert sum(block.kept is None for block in blocks(thinned)) > 0
+    assert list(summarise(blocks(thinned), thinned.peers)) == list(summarise(blocks(full), full.peers))
+
+
 @pytest.mark.parametrize("peers", [("a", "b"), ("a", "b", "c")])
 def test_the_summary_is_what_its_definitions_say(tmp_path: Path, peers: tuple[str, ...]) -> None:
     run = open_run(logs.finished(tmp_path, logs.experiment(peers)))
@@ -48,7 +55,7 @@ def test_the_summary_is_what_its_definitions_say(tmp_path: Path, peers: tuple[st
     assert [(line.epoch, line.peer) for line in found] == [(e, p) for e in (0, 1) for p in peers]
     for line in found:
         i = peers.index(line.peer)
-        self_other, other_self, own_entropy, same = [], [], [], []
+        self_other, other_self, own_entropy, most, same = [], [], [], [], []
         for exchange in exchanges(run, epochs=[line.epoch]):
             for row in range(len(exchange.sample_ids)):
                 said = exchange.predictions[:, row].astype(float).tolist()
@@ -57,12 +64,14 @@ def test_the_summary_is_what_its_definitions_say(tmp_path: Path, peers: tuple[st
                 self_other.append(kl(said[i], target))
                 other_self.append(kl(target, said[i]))
                 own_entropy.append(nats(said[i]))
+                most.append(max(said[i]))
                 same.append(mean([float(np.argmax(o) == np.argmax(said[i])) for o in others]))
         assert line.exchanges == 3
         assert line.weight_first == line.weight_last == 0.5 * line.epoch
-        assert line.kl_self_other == pytest.approx(mean(self_other), rel=1e-5)
-        assert line.kl_other_self == pytest.approx(mean(other_self), rel=1e-5)
-        assert line.entropy == pytest.approx(mean(own_entropy), rel=1e-5)
+        assert line.kl_self_other == pytest.approx(mean(self_other), rel=1e-6)
+        assert line.kl_other_self == pytest.approx(mean(other_self), rel=1e-6)
+        assert line.entropy == pytest.approx(mean(own_entropy), rel=1e-6)
+        assert line.confidence == pytest.approx(mean(most), rel=1e-6)
         assert line.agreement == pytest.approx(mean(same))
         assert line.wait_ms_mean == pytest.approx(i)
         assert line.wait_ms_p95 == pytest.approx(i, rel=0.01)
@@ -158,7 +167,9 @@ def synthetic(count: int) -> Iterator[Block]:
         numbers = np.full((64, 2), i, np.int64)
         ids = np.tile(np.arange(32), (64, 1))
         indexes = np.arange(64) + 64 * i
-        yield Block(0, indexes, indexes, np.zeros(64, np.float32), ids, predictions, numbers, numbers, numbers)
+        weights, digests = np.zeros(64, np.float32), np.full((64, 2), b"", object)
+        measured = statistics(predictions.swapaxes(0, 1))
+        yield Block(0, indexes, indexes, weights, ids, predictions, digests, measured, numbers, numbers, numbers)
 
 
 @pytest.mark.parametrize(

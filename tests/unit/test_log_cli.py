@@ -185,7 +185,13 @@ def test_data_that_is_not_the_runs_gives_no_labels(tmp_path: Path, data: str, sa
 def test_verify(run: Path, killed: Path, tmp_path: Path) -> None:
     result = log("verify", run)
     assert (result.exit_code, result.stdout) == (0, f"{run}: 6 of 6 exchanges, complete and without fault\n")
-    assert from_json("verify", run) == {"exchanges": 6, "of": 6, "finished": True, "fault": None}
+    assert from_json("verify", run) == {
+        "exchanges": 6,
+        "of": 6,
+        "finished": True,
+        "without_predictions": 0,
+        "fault": None,
+    }
     result = log("verify", killed)
     assert (result.exit_code, result.stdout) == (0, f"{killed}: 4 of 6 exchanges, without fault\n")
     assert "cannot be proven" in result.stderr

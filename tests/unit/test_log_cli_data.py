@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from entangled.distribution import STATISTICS
 from entangled.exchange_log import SCHEMA, partition_path, read
 from entangled.log import reader
 from tests import logs
@@ -88,11 +89,13 @@ def exported(run: Path, target: Path, *options: object) -> list[dict[str, Any]]:
     else:
         with target.open(newline="") as file:
             rows = list(csv.DictReader(file))
-        text = ("peer", "digest", "chain", "received_at")
+        text = ("peer", "digest", "prediction_digest", "chain", "received_at")
         rows = [{k: v if k in text else json.loads(v) for k, v in row.items()} for row in rows]
     for row in rows:
         row.update({k: datetime.fromisoformat(row[k]) for k in ("received_at",) if k in row})
-        row.update({k: np.array(row[k], np.float32).tolist() for k in ("prediction", "weight") if k in row})
+        row.update(
+            {k: np.array(row[k], np.float32).tolist() for k in ("prediction", "weight", *STATISTICS) if k in row}
+        )
     return rows
 
 
@@ -108,7 +111,9 @@ def test_export_writes_every_row_as_it_is(run: Path, killed: Path, tmp_path: Pat
         assert (row["index"], row["peer"], row["weight"]) == (original.index, original.peer, original.weight)
         assert row["sample_ids"] == original.sample_ids.tolist()
         assert (row["digest"], row["chain"]) == (original.digest.hex(), link)
-        assert (row["rows"], row["classes"]) == original.prediction.shape
+        assert (row["rows"], row["classes"]) == original.shape
+        assert row["prediction_digest"] == original.prediction_digest.hex()
+        assert [row[name] for name in STATISTICS] == original.statistics.tolist()
         assert row["prediction"] == original.prediction.reshape(-1).tolist()
         assert row["received_at"].timestamp() * 1e6 == original.received_at
         assert (row["staleness"], row["wait_us"], row["bytes"]) == (0, original.wait_us, original.bytes)

@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from entangled.alignment import Position
+from entangled.distribution import STATISTICS
 from entangled.exchange_log import chain, from_batch, genesis, partition_path, read, stream_path, to_batch
 from entangled.log.reader import open_run
 from entangled.log.verify import Fault, Verdict, verify
 from tests import logs
 from tests.damage import Rows, flip, put_together, take_apart
+from tests.support import said_the_same
 
 
 def verdict(run: Path, notes: list[str] | None = None) -> Verdict:
@@ -33,7 +35,7 @@ def fault(run: Path) -> Fault:
 @pytest.mark.parametrize("peers", [("a", "b"), ("c", "b", "a")])
 def test_a_good_log_has_no_fault(tmp_path: Path, peers: tuple[str, ...]) -> None:
     notes: list[str] = []
-    assert verdict(logs.finished(tmp_path, logs.experiment(peers)), notes) == Verdict(6, 6, True, None)
+    assert verdict(logs.finished(tmp_path, logs.experiment(peers)), notes) == Verdict(6, 6, True, 0, None)
     assert notes == []
 
 
@@ -78,13 +80,75 @@ DAMAGE: dict[str, tuple[Callable[[Rows], Rows], Position, str, str]] = {
         "a",
         "the prediction is no distribution: row 0 does not sum to 1",
     ),
-    "prediction": (lambda r: [*r[:4], flip(r[4], "prediction", 3), r[5]], Position(1, 2), "a", "the hash chain breaks"),
+    "prediction": (
+        lambda r: [*r[:4], flip(r[4], "prediction", 3), r[5]],
+        Position(1, 2),
+        "a",
+        "not the prediction that was written",
+    ),
+    "prediction digest": (
+        lambda r: [flip(r[0], "prediction_digest"), *r[1:]],
+        Position(1, 0),
+        "a",
+        "not the prediction",
+    ),
+    "no prediction": (lambda r: [{**r[0], "prediction": []}, *r[1:]], Position(1, 0), "a", "the prediction is missing"),
     "staleness": (lambda r: [flip(r[0], "staleness"), *r[1:]], Position(1, 0), "a", "the hash chain breaks"),
     "received at": (lambda r: [flip(r[0], "received_at"), *r[1:]], Position(1, 0), "a", "the hash chain breaks"),
     "wait": (lambda r: [flip(r[0], "wait_us"), *r[1:]], Position(1, 0), "a", "the hash chain breaks"),
     "bytes": (lambda r: [flip(r[0], "bytes"), *r[1:]], Position(1, 0), "a", "the hash chain breaks"),
     "chain": (lambda r: [*r[:2], flip(r[2], "chain"), *r[3:]], Position(1, 1), "a", "the hash chain breaks"),
 }
+
+
+@pytest.mark.parametrize(("log", "every", "without"), [("sampled", 2, 3), ("sampled", 100, 5), ("statistics", None, 6)])
+def test_a_thinned_log_has_no_fault_and_says_what_it_cannot_prove(
+    tmp_path: Path, log: str, every: int | None, without: int
+) -> None:
+    settings = logs.keeping(log) if every is None else logs.keeping(log, log_every=every)
+    notes: list[str] = []
+    assert verdict(logs.finished(tmp_path, settings), notes) == Verdict(6, 6, True, without, None)
+    (note,) = notes
+    assert note.startswith(f"the predictions of {without} of 6 exchanges are not kept (exchange.log = {log}")
+    assert "cannot be proven" in note
+    full = logs.finished(tmp_path / "full")
+    assert [row.prediction is None for row, _ in read(tmp_path)].count(True) == 2 * without
+    for (a, _), (b, _) in zip(read(tmp_path), read(full), strict=True):
+        assert said_the_same(replace(a, prediction=None), replace(b, prediction=None))
+
+
+# What a thinned log's predictions may not be, on the second epoch of one that keeps every second exchange: index 4.
+THINNED_DAMAGE: dict[str, tuple[Callable[[Rows], Rows], Position, str, str]] = {
+    "a kept one lost": (lambda r: [*r[:2], {**r[2], "prediction": []}, *r[3:]], Position(1, 1), "a", "is missing"),
+    "a kept one changed": (lambda r: [*r[:2], flip(r[2], "prediction"), *r[3:]], Position(1, 1), "a", "its digest"),
+    "one invented": (lambda r: [{**r[0], "prediction": [1.0, 0.0, 0.0] * 4}, *r[1:]], Position(1, 0), "a", "digest"),
+    "its digest": (lambda r: [flip(r[0], "prediction_digest"), *r[1:]], Position(1, 0), "a", "chain breaks"),
+    **{
+        name: (lambda r, name=name: [flip(r[0], name, bit=3), *r[1:]], Position(1, 0), "a", "chain breaks")
+        for name in STATISTICS
+    },
+}
+
+
+@pytest.mark.parametrize("damage", THINNED_DAMAGE)
+def test_damage_to_a_thinned_log_is_found(tmp_path: Path, damage: str) -> None:
+    change, position, peer, what = THINNED_DAMAGE[damage]
+    path = partition_path(logs.finished(tmp_path, logs.keeping("sampled", log_every=2)), 1)
+    files = take_apart(tmp_path)
+    put_together({path: change(files[path])})
+    found = fault(tmp_path)
+    assert (found.file, found.position, found.peer) == (str(path), position, peer)
+    assert what in found.what
+    assert found.expected != found.got
+
+
+def test_an_exchange_keeps_all_predictions_or_none(tmp_path: Path) -> None:
+    path = partition_path(logs.unfinished(tmp_path, 5, logs.keeping("statistics")), 0)
+    files = take_apart(tmp_path)
+    put_together({path: [files[path][0], {**files[path][1], "prediction": []}, *files[path][2:]]})
+    found = fault(tmp_path)
+    assert (found.position, found.peer) == (Position(0, 0), "b")
+    assert "missing, while other peers' are kept" in found.what
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -155,12 +219,25 @@ def test_a_log_rewritten_with_a_chain_of_its_own_is_not_the_runs(tmp_path: Path)
     assert verdict(tmp_path).fault is None
 
     def turned(number: int, row: Any) -> Any:
-        return replace(row, prediction=row.prediction[:, ::-1].copy()) if number == 4 else row
+        return replace(row, received_at=row.received_at + 1) if number == 4 else row
 
     rewrite(tmp_path, turned)
     found = fault(tmp_path)
     assert found.file == str(tmp_path / "summary.json")
     assert found.what == "the hash chain's end is not the log's"
+
+
+@pytest.mark.parametrize("place", range(len(STATISTICS)))
+def test_statistics_that_are_not_the_predictions_are_found_though_the_chain_holds(tmp_path: Path, place: int) -> None:
+    def wrong(number: int, row: Any) -> Any:
+        changed = row.statistics.copy()
+        changed[place] += 1e-3
+        return replace(row, statistics=changed) if number == 8 else row
+
+    rewrite(logs.finished(tmp_path), wrong)
+    found = fault(tmp_path)
+    assert (found.position, found.peer) == (Position(1, 1), "a")
+    assert found.what == f"{STATISTICS[place]} is not that of the predictions"
 
 
 def test_another_experiment_is_not_the_logs(tmp_path: Path) -> None:
@@ -188,7 +265,7 @@ def test_the_summary_must_be_the_logs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("exchanges", [1, 3, 5, 6])
 def test_an_unfinished_log_is_proven_to_its_last_whole_record(tmp_path: Path, exchanges: int) -> None:
     notes: list[str] = []
-    assert verdict(logs.unfinished(tmp_path, exchanges), notes) == Verdict(exchanges, 6, False, None)
+    assert verdict(logs.unfinished(tmp_path, exchanges), notes) == Verdict(exchanges, 6, False, 0, None)
     (note,) = notes
     assert f"its log holds {exchanges} of 6 exchanges" in note
     assert "cannot be proven" in note
@@ -198,7 +275,7 @@ def test_a_torn_log_is_proven_and_noted_but_not_that_of_a_finished_run(tmp_path:
     path = stream_path(logs.unfinished(tmp_path, 5), 1)
     path.write_bytes(path.read_bytes()[:-50])
     notes: list[str] = []
-    assert verdict(tmp_path, notes) == Verdict(4, 6, False, None)
+    assert verdict(tmp_path, notes) == Verdict(4, 6, False, 0, None)
     assert len(notes) == 2
     assert str(path) in notes[0]
     (tmp_path / "summary.json").write_text(json.dumps({"exchanges": 6, "chain": ""}))

@@ -56,7 +56,7 @@ def test_a_refusal_waits_for_the_write_that_is_under_way(tmp_path: Path) -> None
 
     async def refuse() -> list[object]:
         session = Session(experiment(), 0.0)
-        service = CoordinatorService(session, "", RunFolder(tmp_path, ""), lambda _: None)
+        service = CoordinatorService(session, "", RunFolder(tmp_path, ""), lambda _: None, lambda _: None)
         context = Context()
         handling = asyncio.create_task(service.Exchange(None, context))
         while session.members["a"].connection is None:
@@ -97,7 +97,9 @@ def test_nothing_is_said_to_a_connection_before_its_welcome(tmp_path: Path) -> N
     """What reached the disk is told to every peer; to one that is just coming back, only after its welcome."""
 
     async def connect() -> list[object]:
-        service = CoordinatorService(Session(experiment(), 0.0), "", RunFolder(tmp_path, ""), lambda _: None)
+        service = CoordinatorService(
+            Session(experiment(), 0.0), "", RunFolder(tmp_path, ""), lambda _: None, lambda _: None
+        )
         context = Late()
         handling = asyncio.create_task(service.Exchange(None, context))
         await asyncio.sleep(0)  # the stream is there, its join is not

@@ -19,7 +19,9 @@ from coordinator.events import (
     PredictionArrived,
     Recall,
     Record,
+    Settled,
     Synced,
+    Thin,
     Ticked,
     Warn,
 )
@@ -211,13 +213,14 @@ def exchange(session: Session, index: int) -> list:
     return effects
 
 
-def long_session(restored: Restored | None = None) -> Session:
+def long_session(restored: Restored | None = None, **values: object) -> Session:
     values = {
         "name": "long",
         "epochs": 1000,
         "batch_size": 4,
         "exchange": {"data": "mnist"},
         "peers": {name: {"model": "mlp"} for name in PEERS},
+        **values,
     }
     session = Session(parse(values, "test"), 0.0, restored)
     join_all(session)
@@ -234,6 +237,28 @@ def test_guarantee_6_what_only_the_log_remembers_is_recalled() -> None:
     assert isinstance(effect, Recall)
     assert (effect.connection, effect.peer, effect.index) == (1, "b", 0)
     assert len(answers(predict(session, "b", session.layout.position(5)))) == 1  # still in memory
+
+
+def test_guarantee_6_the_log_is_thinned_only_where_every_peer_has_settled() -> None:
+    session = long_session(exchange={"data": "mnist", "log": "statistics"})
+    for index in range(5):
+        exchange(session, index)
+    assert session.handle(Settled(0, 3), 0.0) == []
+    assert session.handle(Settled(1, 4), 0.0) == []
+    assert session.handle(Settled(2, 2), 0.0) == [Thin(2)]
+    assert session.handle(Settled(2, 1), 0.0) == []  # never back
+    session.handle(Disconnected(2), 0.0)
+    join(session, "c", connection=9, instance="c again")  # it has its checkpoints still
+    assert session.handle(Settled(9, 5), 0.0) == [Thin(3)]
+    with pytest.raises(ProtocolError, match="peer a settles positions that are not complete") as refused:
+        session.handle(Settled(0, 6), 0.0)
+    assert (refused.value.expected, refused.value.got) == ("at most 5", "6")
+
+
+def test_a_full_log_is_never_thinned() -> None:
+    session = long_session()
+    exchange(session, 0)
+    assert [session.handle(Settled(connection, 1), 0.0) for connection in range(3)] == [[], [], []]
 
 
 def test_guarantee_6_no_more_is_answered_than_peers_can_repeat() -> None:

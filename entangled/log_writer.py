@@ -1,0 +1,212 @@
+"""Writes the exchange log: appends durably, finishes epochs, thins them, goes on where a killed writer stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from entangled import atomic, faults
+from entangled.errors import LogError
+from entangled.exchange_log import (
+    SCHEMA,
+    Row,
+    chain,
+    folder,
+    from_batch,
+    partition_path,
+    partitions,
+    read_batches,
+    stream_path,
+    to_batch,
+)
+
+# Encodings that shrink the bookkeeping columns before compression; predictions are stored plain.
+_THINNED = "entangled.thinned"
+"""In a Parquet file's metadata: predictions were dropped from it."""
+_DELTA = ["step", "index", "sample_ids.list.element", "received_at", "wait_us", "bytes"]
+_DICTIONARY = ["peer", "weight", "digest", "rows", "classes", "staleness"]
+_ROW_GROUP_BYTES = 16 * 1024 * 1024
+
+
+class Writer:
+    """Appends a run's rows. Not thread-safe: one thread owns it.
+
+    A `flush` returns when its rows are on disk (fsync). An epoch that is finished becomes a Parquet file, whole or not
+    at all. A writer that was killed leaves a log that the next one goes on with: up to the last whole exchange whose
+    chain holds.
+    """
+
+    def __init__(self, run: Path, start: bytes, peers: int) -> None:
+        """Begin a log, or go on with what is there.
+
+        Args:
+            run: the run's folder.
+            start: `genesis` of the run's experiment.
+            peers: rows of one exchange.
+
+        Raises:
+            LogError: a finished part of the log that is there cannot be read.
+        """
+        folder(run).mkdir(parents=True, exist_ok=True)
+        self._run = run
+        self._peers = peers
+        self._chain = start
+        self.resumed = 0
+        """How many exchanges, from the first, were there already."""
+        self._epoch = self._thinned = -1
+        self._pending: list[tuple[Row, bytes]] = []
+        self._file: pa.OSFile | None = None
+        self._stream: pa.RecordBatchStreamWriter | None = None
+        self._resume()
+
+    @property
+    def chain(self) -> bytes:
+        """The chain value of the last appended row."""
+        return self._chain
+
+    def _resume(self) -> None:
+        for path in folder(self._run).glob("**/.tmp-*"):
+            path.unlink()
+        found = partitions(self._run)
+        finished = [path for _, path in found if path.suffix == ".parquet"]
+        for path in folder(self._run).glob("epoch=*.arrow"):
+            if partition_path(self._run, int(path.stem.removeprefix("epoch="))) in finished:
+                path.unlink()  # killed between rename and unlink
+        if finished:
+            try:
+                with pq.ParquetFile(finished[-1]) as file:
+                    last = file.read_row_group(file.num_row_groups - 1, ["index", "chain"]).to_pylist()[-1]
+            except (pa.ArrowInvalid, OSError, IndexError) as error:
+                raise LogError(f"{finished[-1]} cannot be read: {error}") from None
+            self.resumed, self._chain = last["index"] + 1, last["chain"]
+        for epoch, path in found:
+            if path.suffix == ".arrow":
+                self._resume_stream(epoch, path)
+
+    def _resume_stream(self, epoch: int, path: Path) -> None:
+        """Copy the whole exchanges of an unfinished epoch to a new stream, and go on in that one."""
+        temporary = atomic.temporary_for(path, ".tmp")
+        self._epoch = epoch
+        self._file = pa.OSFile(str(temporary), "wb")
+        self._stream = pa.ipc.new_stream(self._file, SCHEMA)
+        rows: list[tuple[Row, bytes]] = []
+        with contextlib.suppress(LogError):  # a torn tail: never synced, so nobody was told that it was
+            for row, stored in (pair for batch in read_batches(path) for pair in from_batch(batch, epoch)):
+                link = chain(rows[-1][1] if rows else self._chain, row)
+                if link != stored or row.index != self.resumed:
+                    break
+                rows.append((row, link))
+                if len(rows) == self._peers:
+                    self._pending += rows
+                    self._chain, self.resumed, rows = link, self.resumed + 1, []
+                    if len(self._pending) >= 1024:
+                        self.flush()
+        self.flush()
+        atomic.sync(temporary)
+        temporary.replace(path)
+        atomic.sync(path.parent)
+
+    def append(self, row: Row) -> None:
+        """Add a row; epochs must come in order. A row of a new epoch finishes the one before."""
+        if row.position.epoch != self._epoch:
+            self.finish_epoch()
+            self._epoch = row.position.epoch
+            path = stream_path(self._run, self._epoch)
+            self._file = pa.OSFile(str(path), "wb")
+            self._stream = pa.ipc.new_stream(self._file, SCHEMA)
+        self._chain = chain(self._chain, row)
+        self._pending.append((row, self._chain))
+
+    def flush(self) -> None:
+        """Put every appended row on disk."""
+        if self._pending and self._stream is not None and self._file is not None:
+            self._stream.write_batch(to_batch(self._pending))
+            self._pending.clear()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def finish_epoch(self) -> None:
+        """Turn the open epoch's stream into its Parquet partition."""
+        if self._stream is None or self._file is None:
+            return
+        self.flush()
+        self._stream.close()
+        self._file.close()
+        self._stream = self._file = None
+        source, target = stream_path(self._run, self._epoch), partition_path(self._run, self._epoch)
+        target.parent.mkdir(exist_ok=True)
+        atomic.write(target, lambda file: _to_parquet(read_batches(source), file), suffix=".tmp")
+        faults.point("coordinator", "between partition and stream")
+        source.unlink()
+
+    def thin(self, before: int, keeps: Callable[[int], bool]) -> None:
+        """Drop predictions from every finished epoch that lies wholly before index `before`; all else stays as it is.
+
+        Args:
+            before: nobody will ask for predictions of earlier positions again.
+            keeps: whether the predictions of the exchange at an index are kept all the same.
+        """
+        for epoch, path in partitions(self._run):
+            if path.suffix != ".parquet" or epoch <= self._thinned:
+                continue
+            with pq.ParquetFile(path) as file:
+                end = _end(file)
+                thinned = _THINNED.encode() in (file.metadata.metadata or {})
+            if end > before:
+                return
+            if not thinned:
+                rows = _without_predictions(path, epoch, keeps)
+                atomic.write(path, lambda file, rows=rows: _to_parquet(rows, file, {_THINNED: "1"}), suffix=".tmp")
+            self._thinned = epoch
+
+    def close(self) -> None:
+        """Flush and close, leaving an unfinished epoch as a stream."""
+        self.flush()
+        if self._stream is not None and self._file is not None:
+            self._stream.close()
+            self._file.close()
+        self._stream = self._file = None
+
+
+def _end(file: pq.ParquetFile) -> int:
+    """One more than the last index in a partition."""
+    metadata, place = file.metadata, SCHEMA.get_field_index("index")
+    return 1 + max(metadata.row_group(i).column(place).statistics.max for i in range(metadata.num_row_groups))
+
+
+def _without_predictions(path: Path, epoch: int, keeps: Callable[[int], bool]) -> Iterator[pa.RecordBatch]:
+    for batch in read_batches(path):
+        faults.point("coordinator", "in thinning")
+        yield to_batch(
+            [
+                (row if keeps(row.index) else replace(row, prediction=None), link)
+                for row, link in from_batch(batch, epoch)
+            ]
+        )
+
+
+def _to_parquet(batches: Iterable[pa.RecordBatch], target: Path, metadata: dict[str, str] | None = None) -> None:
+    with pq.ParquetWriter(
+        target,
+        SCHEMA,
+        compression="zstd",
+        use_dictionary=_DICTIONARY,  # pyright: ignore[reportArgumentType]
+        column_encoding=dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
+        write_statistics=["step", "index"],  # pyright: ignore[reportArgumentType]
+    ) as writer:
+        group: list[pa.RecordBatch] = []
+        for batch in batches:
+            group.append(batch)
+            if sum(b.nbytes for b in group) >= _ROW_GROUP_BYTES:
+                writer.write_table(pa.Table.from_batches(group, SCHEMA))
+                group.clear()
+        if group:
+            writer.write_table(pa.Table.from_batches(group, SCHEMA))
+        if metadata:
+            writer.add_key_value_metadata(metadata)

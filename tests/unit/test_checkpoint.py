@@ -1,0 +1,24 @@
+"""Which checkpoints a peer keeps, and how far back it may yet have to go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from peer import checkpoint
+from peer.checkpoint import Checkpoint
+
+
+def at(index: int) -> Checkpoint:
+    return Checkpoint("run", index, [np.arange(index + 1)], np.zeros(3), 4, 0.5, 6)
+
+
+def test_guarantee_6_saving_tells_where_a_peer_falls_back_to_if_the_newest_is_damaged(tmp_path: Path) -> None:
+    assert [checkpoint.save(tmp_path, "a", at(index)) for index in (10, 25, 40)] == [0, 10, 25]
+    newest = max(tmp_path.iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1])
+    found = checkpoint.load(tmp_path, "run", complete=50)
+    assert found is not None
+    assert found.index == 25
+    assert found.variables[0].tolist() == list(range(26))

@@ -1,0 +1,92 @@
+"""What the coordinator's recorder writes, and what its archive can answer from it afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coordinator import recorder
+from coordinator.archive import Archive
+from coordinator.events import Arrival, Exchange
+from coordinator.recorder import Recorder
+from entangled.alignment import batch_digest, sample_order
+from entangled.distribution import soft_targets, statistics
+from entangled.errors import LogError
+from entangled.exchange_log import prediction_digest, read
+from entangled.experiment import Experiment
+from tests.support import SAMPLES, experiment, prediction
+
+PEERS = ("a", "b", "c")
+
+
+def exchanges(settings: Experiment) -> list[Exchange]:
+    """All that are in a run, as the session completes them."""
+    layout, found = settings.layout(SAMPLES), []
+    for index in range(layout.positions):
+        position = layout.position(index)
+        ids = layout.batch(sample_order(np.arange(SAMPLES), 100, settings.seed, position.epoch), position.step)
+        said = {peer: prediction(peer, position, len(ids)) for peer in settings.peer_names}
+        arrivals = {peer: Arrival(p, 1000 * index + place, 99) for place, (peer, p) in enumerate(said.items())}
+        targets = dict(zip(said, soft_targets(list(said.values())), strict=True))
+        found.append(Exchange(position, index, ids, batch_digest(position, ids), 0.5, arrivals, targets))
+    return found
+
+
+def recorded(run: Path, settings: Experiment, **settled: int) -> list[int]:
+    """Record a whole run, and thin as the peers settle; what was told to be on disk."""
+    durable: list[int] = []
+    failed: list[Exception] = []
+    log = Recorder(run, settings, durable.append, failed.append)
+    for exchange in exchanges(settings):
+        log.add(exchange)
+    for before in settled.values():
+        log.thin(before)
+    log.close(finished=not settled)
+    assert failed == []
+    return durable
+
+
+@pytest.mark.parametrize("at_once", [1, 1024 * 1024])
+def test_every_row_has_its_predictions_digest_and_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """However many are computed on at once: the epochs' last batches are short."""
+    monkeypatch.setattr(recorder, "STATISTICS_BYTES", at_once)
+    settings = experiment(PEERS, epochs=4)
+    assert recorded(tmp_path, settings)[-1] == 12
+    rows = iter(read(tmp_path))
+    for exchange in exchanges(settings):
+        predictions = [arrival.probabilities for arrival in exchange.arrivals.values()]
+        for peer, own, measured in zip(PEERS, predictions, statistics(np.stack(predictions)), strict=True):
+            row, _ = next(rows)
+            assert (row.index, row.peer, row.shape) == (exchange.index, peer, own.shape)
+            assert row.prediction is not None
+            assert row.prediction.tobytes() == own.tobytes()
+            assert row.prediction_digest == prediction_digest(own)
+            np.testing.assert_allclose(row.statistics, measured, rtol=1e-6)
+    assert next(rows, None) is None
+
+
+@pytest.mark.parametrize(
+    ("log", "every", "left"), [("full", None, range(6)), ("sampled", 4, [0, 4]), ("statistics", None, [])]
+)
+def test_a_finished_run_keeps_what_the_experiment_says(tmp_path: Path, log: str, every: int | None, left) -> None:
+    recorded(tmp_path, experiment(PEERS, log=log, log_every=every))
+    found = {row.index for row, _ in read(tmp_path) if row.prediction is not None}
+    assert found == set(left)
+
+
+def test_a_run_that_goes_on_is_thinned_as_far_as_it_is_settled(tmp_path: Path) -> None:
+    settings = experiment(PEERS, log="statistics")
+    recorded(tmp_path, settings, first=1, second=4)
+    assert {row.index for row, _ in read(tmp_path) if row.prediction is not None} == {3, 4, 5}
+    archive, layout = Archive(tmp_path, settings), settings.layout(SAMPLES)
+    for exchange in exchanges(settings)[3:]:
+        weight, predictions = archive.exchange(exchange.position, exchange.index)
+        assert weight == 0.5
+        assert [p.tobytes() for p in predictions] == [a.probabilities.tobytes() for a in exchange.arrivals.values()]
+    with pytest.raises(LogError, match=r"exchange.log = statistics keeps no predictions that old.*start the run anew"):
+        archive.exchange(layout.position(2), 2)
+    assert [row.peer for row in archive.rows(layout.position(2), 2)] == list(PEERS)
