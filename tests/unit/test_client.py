@@ -30,7 +30,8 @@ class Call:
         self._statuses = statuses
         self._status: Status | None = None
         self._callbacks: list[Callable[[Any], None]] = []
-        self._writes = 0
+        self._writes = self._reads = 0
+        self._ended = asyncio.Event()
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         self._callbacks.append(callback)
@@ -44,6 +45,11 @@ class Call:
             raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
 
     async def read(self) -> pb.CoordinatorMessage:
+        self._reads += 1
+        if self._reads > 1:
+            await self._ended.wait()
+            code, details, _ = self._now()
+            raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
         return pb.CoordinatorMessage(welcome=pb.Welcome(run_id="run"))
 
     async def code(self) -> grpc.StatusCode:
@@ -64,6 +70,7 @@ class Call:
 
     def _set(self, status: Status) -> None:
         self._status = status
+        self._ended.set()
         for callback in self._callbacks:
             callback(self)
 
