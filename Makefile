@@ -24,8 +24,8 @@ lint: setup      ## all checks but the tests
 	pyright --pythonpath .venv/bin/python
 	lint-imports
 
-test: setup      ## the tests
-	pytest
+test: setup      ## the tests, two files at a time
+	pytest -n 2 --dist loadfile
 
 bench: setup     ## the benchmarks: ratios measured side by side
 	python -m benchmarks.notebook
