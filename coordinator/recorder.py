@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from coordinator.events import Exchange
 from entangled import faults
-from entangled.distribution import statistics
+from entangled.distribution import Combination, statistics
 from entangled.exchange_log import Row, genesis, prediction_digest
 from entangled.experiment import Experiment
 from entangled.experiment_file import dumps
@@ -51,6 +51,7 @@ class Recorder:
     ) -> None:
         self._writer = Writer(run, genesis(dumps(experiment)), len(experiment.peers))
         self._keeps = experiment.exchange.keeps
+        self._combination = experiment.combination()
         self._on_durable = on_durable
         self._on_error = on_error
         self._failed = False
@@ -101,7 +102,7 @@ class Recorder:
         while not self._queue.empty() and len(items) < 1024:
             items.append(self._queue.get())
         exchanges = [item for item in items if isinstance(item, Exchange)]
-        for exchange, measured in zip(exchanges, _statistics(exchanges), strict=True):
+        for exchange, measured in zip(exchanges, _statistics(exchanges, self._combination), strict=True):
             self._append(exchange, measured)
         faults.point("coordinator", "before log write")
         self._writer.flush()
@@ -137,7 +138,7 @@ class Recorder:
             )
 
 
-def _statistics(exchanges: Sequence[Exchange]) -> Iterator[npt.NDArray[np.float32]]:
+def _statistics(exchanges: Sequence[Exchange], combination: Combination) -> Iterator[npt.NDArray[np.float32]]:
     """`entangled.distribution.statistics` of each, as many at once as is fast."""
     begin = 0
     while begin < len(exchanges):
@@ -149,7 +150,7 @@ def _statistics(exchanges: Sequence[Exchange]) -> Iterator[npt.NDArray[np.float3
                 break
             predictions.append(found)
         begin += len(predictions)
-        yield from statistics(np.stack(predictions, axis=1))
+        yield from statistics(np.stack(predictions, axis=1), combination)
 
 
 def _predictions(exchange: Exchange) -> npt.NDArray[np.float32]:

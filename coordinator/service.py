@@ -290,7 +290,8 @@ class CoordinatorService(CoordinatorServicer):
             log.warning(
                 "peer %s repeated %s with another prediction; the first one stands", recall.peer, recall.position
             )
-        target = codec.SoftTarget(recall.position, recall.digest, weight, soft_targets(predictions)[mine])
+        targets = soft_targets(predictions, self.session.experiment.combination())
+        target = codec.SoftTarget(recall.position, recall.digest, weight, targets[mine])
         self._send(recall.connection, codec.encode_soft_target(target))
 
     def _joined(self) -> list[_Connection]:

@@ -254,6 +254,13 @@ class Session:
                 raise AlignmentError(
                     "the sample ids must be 0, 1, … in the data set's order", got=str(announced) or "nothing"
                 )
+            for name, peer in self.experiment.peers.items():
+                if max(peer.coverage or (), default=0) >= announced.classes:
+                    raise AlignmentError(
+                        f"peers.{name} announces a class that the data set does not have",
+                        expected=f"0 … {announced.classes - 1}",
+                        got=str(max(peer.coverage or ())),
+                    )
             self._begin(announced)
             return [Started(announced)]
         if announced != self.fingerprint:
@@ -380,7 +387,7 @@ class Session:
         position, pending = layout.position(index), self._pending.pop(index)
         sample_ids = layout.batch(self.order(position.epoch), position.step)
         arrivals = {name: pending[name] for name in self.members}
-        targets = soft_targets([a.probabilities for a in arrivals.values()])
+        targets = soft_targets([a.probabilities for a in arrivals.values()], self.experiment.combination())
         self.weight = self._weight(position)
         exchange = Exchange(
             position,

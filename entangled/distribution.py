@@ -1,8 +1,10 @@
-"""Probability distributions on a batch: checks, combination, agreement."""
+"""Probability distributions on a batch: checks, combination, agreement, and what is published of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -55,30 +57,188 @@ def check(probabilities: Probabilities, rows: int, classes: int) -> None:
             raise PredictionError(f"row {row} does not sum to 1", expected=f"1 ± {TOLERANCE}", got=f"{total:.6g}")
 
 
-def soft_targets(predictions: Sequence[Probabilities]) -> list[Probabilities]:
-    """For each peer, the mean of the *other* peers' probabilities.
+@dataclass(frozen=True)
+class Combination:
+    """How the other peers' predictions become one soft target.
+
+    `how` says what is computed for each sample and class c from the others' probabilities p_j(c):
+
+    - `mean`: Σ p_j(c) / n.
+    - `geometric`: ∝ exp(Σ log p_j(c) / n), p clipped at `CLIP`, which is the mean of their logits.
+    - `confidence`: Σ w_j p_j(c) / Σ w_j with w_j = 1 - H(p_j) / log(classes): who is undecided counts less.
+    - `coverage`: ∝ the mean of p_j(c) over those that announce class c; over all where nobody does.
+
+    Then, if asked for, `tempered` and `most_probable`. With two peers there is one other, whose prediction is the same
+    to the bit for every `how`.
+    """
+
+    how: Literal["mean", "geometric", "confidence", "coverage"] = "mean"
+    temperature: float = 1.0
+    top_k: int | None = None
+    coverage: tuple[tuple[int, ...], ...] = ()
+    """For each peer, in the order of the predictions, the classes that it announces; for `coverage` alone."""
+
+
+MEAN = Combination()
+"""The mean of the others' probabilities."""
+
+
+def soft_targets(predictions: Sequence[Probabilities], combination: Combination = MEAN) -> list[Probabilities]:
+    """For each peer, the *other* peers' probabilities, combined.
 
     The sums run in the order given, in float64, so the result depends on that order alone (guarantee 3); with two peers
-    each gets the other's prediction to the bit.
+    each gets the other's prediction to the bit, unless it is tempered or cut.
 
     Args:
-        predictions: two or more `(rows, classes)` float32, in the experiment's peer order.
+        predictions: two or more `(…, rows, classes)` float32, in the experiment's peer order.
+        combination: how.
 
     Returns:
-        As many `(rows, classes)` float32, in the same order.
+        As many `(…, rows, classes)` float32, in the same order.
 
     >>> a, b, c = (np.array([[p, 1 - p]], np.float32) for p in (0.0, 0.5, 1.0))
     >>> [t.tolist() for t in soft_targets([a, b, c])]
     [[[0.75, 0.25]], [[0.5, 0.5]], [[0.25, 0.75]]]
+    >>> soft_targets([a, b, c], Combination("confidence"))[0].round(6).tolist()
+    [[1.0, 0.0]]
+    >>> soft_targets([a, b, c], Combination("coverage", coverage=((), (0,), (1,))))[0].tolist()
+    [[1.0, 0.0]]
     """
     if len(predictions) == 2:
-        return [predictions[1], predictions[0]]
-    stacked = np.asarray(predictions, dtype=np.float64)
-    before, after = np.zeros_like(stacked), np.zeros_like(stacked)
-    np.cumsum(stacked[:-1], axis=0, out=before[1:])
-    after[:-1] = np.cumsum(stacked[:0:-1], axis=0)[::-1]
-    means = ((before + after) / (len(predictions) - 1)).astype(np.float32)
-    return list(means)
+        others = [predictions[1], predictions[0]]
+        if combination.temperature == 1.0 and combination.top_k is None:
+            return others
+        combined = np.asarray(others, dtype=np.float64)
+    else:
+        combined = _combined(np.asarray(predictions, dtype=np.float64), combination)
+    if combination.temperature != 1.0:
+        combined = tempered(combined, combination.temperature)
+    if combination.top_k is not None:
+        combined = most_probable(combined, combination.top_k)
+    return list(combined.astype(np.float32))
+
+
+def _combined(stacked: Floats, combination: Combination) -> Floats:
+    """`(peers, …, classes)`: for each peer, the others' combined."""
+    peers, classes = len(stacked), stacked.shape[-1]
+    mean = _sums_of_others(stacked) / (peers - 1)
+    match combination.how:
+        case "mean":
+            return mean
+        case "geometric":
+            logs = _sums_of_others(np.log(np.clip(stacked, CLIP, 1.0))) / (peers - 1)
+            scores = np.exp(logs - logs.max(axis=-1, keepdims=True))
+        case "confidence":
+            # Where everybody else knows nothing, the floor makes it the mean.
+            weights = np.maximum(1.0 - entropy(stacked) / np.log(classes), 1e-9)[..., None]
+            scores = _sums_of_others(weights * stacked) / _sums_of_others(weights)
+        case "coverage":
+            announced = np.zeros((peers, *[1] * (stacked.ndim - 2), classes))
+            for peer, covered in enumerate(combination.coverage):
+                announced[peer, ..., list(covered)] = 1.0
+            known = _sums_of_others(announced)
+            scores = np.where(known > 0, _sums_of_others(announced * stacked) / np.maximum(known, 1.0), mean)
+    total = scores.sum(axis=-1, keepdims=True)
+    return np.where(total > 0, scores / np.where(total > 0, total, 1.0), mean)
+
+
+def _sums_of_others(values: Floats) -> Floats:
+    """For each place of the first axis, the sum over all the other places, in order."""
+    before, after = np.zeros_like(values), np.zeros_like(values)
+    np.cumsum(values[:-1], axis=0, out=before[1:])
+    after[:-1] = np.cumsum(values[:0:-1], axis=0)[::-1]
+    return before + after
+
+
+def tempered(p: npt.NDArray[np.floating], temperature: float) -> Floats:
+    """p^(1 / T) / Σ p^(1 / T): what a softmax at temperature T had given. T > 1 is flatter, T < 1 sharper.
+
+    Hinton et al., Distilling the knowledge in a neural network, 2015; with T < 1, the entropy reduction of DS-FL
+    (Itahara et al. 2020).
+
+    Args:
+        p: `(…, classes)` probabilities.
+        temperature: T > 0.
+
+    Returns:
+        The same shape, float64.
+
+    >>> tempered(np.array([0.9, 0.1]), 2.0).round(6).tolist()
+    [0.75, 0.25]
+    """
+    p = p.astype(np.float64)
+    powers = (p / p.max(axis=-1, keepdims=True)) ** (1.0 / temperature)
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def most_probable(p: npt.NDArray[np.floating], count: int) -> Floats:
+    """The `count` most probable classes alone, scaled to sum to 1; of equals, the lower class number stays.
+
+    Args:
+        p: `(…, classes)` probabilities.
+        count: k ≥ 1; as many as there are classes, or more, changes nothing but the scale.
+
+    Returns:
+        The same shape, float64.
+
+    >>> most_probable(np.array([0.2, 0.3, 0.3, 0.2]), 2).tolist()
+    [0.0, 0.5, 0.5, 0.0]
+    """
+    p = p.astype(np.float64)
+    kept = np.argsort(np.argsort(-p, axis=-1, kind="stable"), axis=-1) < count
+    cut = np.where(kept, p, 0.0)
+    return cut / cut.sum(axis=-1, keepdims=True)
+
+
+def rounded(p: npt.NDArray[np.floating], decimals: int) -> Floats:
+    """Probabilities to so many decimals that sum to 1 all the same: what is left over goes to the largest remainders.
+
+    Args:
+        p: `(…, classes)` probabilities.
+        decimals: at least 1; of equal remainders, the lower class number's is rounded up.
+
+    Returns:
+        The same shape, float64.
+
+    >>> rounded(np.array([0.333, 0.333, 0.334]), 1).tolist()
+    [0.3, 0.3, 0.4]
+    """
+    p = p.astype(np.float64)
+    unit = 10**decimals
+    scaled = p / p.sum(axis=-1, keepdims=True) * unit
+    whole = np.floor(scaled)
+    missing = np.rint(unit - whole.sum(axis=-1, keepdims=True))
+    rank = np.argsort(np.argsort(whole - scaled, axis=-1, kind="stable"), axis=-1)
+    return (whole + (rank < missing)) / unit
+
+
+def published(
+    p: Probabilities, temperature: float = 1.0, top_k: int | None = None, decimals: int | None = None
+) -> Probabilities:
+    """What a peer lets others see of its prediction: `tempered`, then `most_probable`, then `rounded`, as asked for.
+
+    Args:
+        p: `(rows, classes)` float32.
+        temperature: 1 changes nothing.
+        top_k: None keeps every class.
+        decimals: None does not round.
+
+    Returns:
+        The same shape, float32; `p` itself where nothing is asked for.
+
+    >>> published(np.array([[0.62, 0.3, 0.08]], np.float32), top_k=2, decimals=1).round(3).tolist()
+    [[0.699999988079071, 0.30000001192092896, 0.0]]
+    """
+    if temperature == 1.0 and top_k is None and decimals is None:
+        return p
+    shown: Floats = p.astype(np.float64)
+    if temperature != 1.0:
+        shown = tempered(shown, temperature)
+    if top_k is not None:
+        shown = most_probable(shown, top_k)
+    if decimals is not None:
+        shown = rounded(shown, decimals)
+    return shown.astype(np.float32)
 
 
 def agreement(predictions: Sequence[Probabilities]) -> npt.NDArray[np.float64]:
@@ -125,11 +285,12 @@ def entropy(p: npt.NDArray[np.floating]) -> Floats:
     return np.abs((p * np.log(np.where(p > 0, p, 1.0))).sum(axis=-1))
 
 
-def statistics(predictions: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def statistics(predictions: npt.NDArray[np.float32], combination: Combination = MEAN) -> npt.NDArray[np.float32]:
     """What remains of predictions where they are not kept: a few means over each batch, for each peer.
 
     Args:
         predictions: `(peers, …, rows, classes)`, two or more peers, in the experiment's order.
+        combination: how soft targets were made of them.
 
     Returns:
         `(…, peers, 5)` float32, the last axis as `STATISTICS`: the mean entropy (nats); the mean probability of the
@@ -142,10 +303,10 @@ def statistics(predictions: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     # Every logarithm is taken once, in float32, and the sums in float64: this runs on every exchange of a run.
     logs = np.log(np.maximum(predictions, np.finfo(np.float32).tiny))
     own, own_logs = np.clip(predictions, CLIP, 1), np.clip(logs, np.log(np.float32(CLIP)), 0)
-    if len(predictions) == 2:
+    if len(predictions) == 2 and combination == MEAN:
         others, others_logs = own[::-1], own_logs[::-1]
     else:
-        others = np.clip(soft_targets(list(predictions)), CLIP, 1)
+        others = np.clip(soft_targets(list(predictions), combination), CLIP, 1)
         others_logs = np.log(others)
     top = predictions.argmax(axis=-1)
     same = (top[:, None] == top[None, :]).mean(axis=-1, dtype=np.float64)

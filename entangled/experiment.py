@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,10 +19,13 @@ from pydantic import (
 )
 
 from entangled.alignment import Layout
+from entangled.distribution import Combination
 from entangled.errors import ExperimentError
 from entangled.schedule import Constant, Cosine, Exponential, Linear, Piecewise, Schedule
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Temperature = Annotated[float, Field(ge=0.01, le=100)]
+Classes = tuple[Annotated[int, Field(ge=0)], ...]
 
 
 class _Settings(BaseModel):
@@ -45,16 +48,36 @@ Shuffle = Annotated[
 ]
 
 
+class Publication(_Settings):
+    """What a peer lets others see of its predictions, as `distribution.published`; nothing else leaves it."""
+
+    temperature: Temperature = 1.0
+    top_k: Annotated[int, Field(gt=0)] | None = None
+    """Only so many most probable classes."""
+    decimals: Annotated[int, Field(ge=1, le=6)] | None = None
+    """Probabilities with so many decimals."""
+
+
 class Exchange(_Settings):
     """What is exchanged, how, and how much it counts."""
 
     data: str
-    """Samples that predictions are made on: `mnist`, `npz:PATH`, `keras:NAME`, `module:function`; `[a:b]` slices it."""
+    """Samples that predictions are made on: `mnist`, `npz:PATH`, `keras:NAME`, `module:function`; `[a:b]` slices it.
+    Where peers have private data, their labels are not looked at, and need not be there."""
+    classes: Annotated[int, Field(ge=2)] | None = None
+    """How many there are; needed only where the data has no labels to tell."""
     shuffle: Shuffle = ShuffleBuffer(buffer=100)
     direction: Literal["self_other", "other_self"] = "self_other"
     """KL(self ‖ other), the notebook's, or KL(other ‖ self), deep mutual learning's."""
     weight: Schedule = Linear(schedule="linear", start=0.0, end=0.05)
     """λ."""
+    combine: Literal["mean", "geometric", "confidence", "coverage"] = "mean"
+    """How the others' predictions become one soft target, as `distribution.Combination`."""
+    temperature: Temperature = 1.0
+    """Of the soft target."""
+    top_k: Annotated[int, Field(gt=0)] | None = None
+    """Only so many most probable classes of the soft target."""
+    publish: Publication = Publication()
     patience: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
     """Seconds that anybody is waited for."""
     log: Literal["full", "sampled", "statistics"] = "full"
@@ -95,6 +118,34 @@ class Optimizer(BaseModel):
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
 
 
+class Private(_Settings):
+    """A peer's own labelled data, which it takes its cross-entropy from and which never leaves it.
+
+    What stands here, everybody can read. `{}` says that there is such data and that the peer itself knows where:
+    `entangled peer NAME --private npz:PATH`. The rest makes experiments: peers that name the same `data` draw from it
+    as from one shuffled deck, in the experiment's order, so that no sample is dealt twice (`splits.deal`).
+    """
+
+    data: str | None = None
+    """As `exchange.data`, with labels."""
+    classes: Classes | None = None
+    """Only samples of these classes."""
+    samples: Annotated[int, Field(gt=0)] | None = None
+    """So many; without it, all that are left."""
+    alpha: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """The shares of the classes follow a Dirichlet(α) distribution; needs `samples`."""
+    batch_size: Annotated[int, Field(gt=0)] | None = None
+    """The experiment's, if not given."""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Private:
+        if self.data is None and (self.classes, self.samples, self.alpha) != (None, None, None):
+            raise ValueError("classes, samples and alpha choose from `data`, which is not given")
+        if self.alpha is not None and self.samples is None:
+            raise ValueError("alpha needs `samples`: how many are drawn")
+        return self
+
+
 class Peer(_Settings):
     """One model and how it is trained."""
 
@@ -105,6 +156,14 @@ class Peer(_Settings):
     threads: Annotated[int, Field(ge=0)] = 1
     """CPU threads for one operation; 0 leaves it to the framework. One is fastest for small models, and the results'
     last bits depend on it."""
+    private: Private | None = None
+    covers: Classes | None = None
+    """The classes that this peer announces to have labels for; those of its private data where they stand here."""
+
+    @property
+    def coverage(self) -> Classes | None:
+        """The announced classes, or None."""
+        return self.private.classes if self.covers is None and self.private is not None else self.covers
 
 
 class Checkpoint(_Settings):
@@ -126,6 +185,9 @@ class Experiment(_Settings):
     batch_size: Annotated[int, Field(gt=0)]
     exchange: Exchange
     checkpoint: Checkpoint = Checkpoint()
+    baselines: tuple[Literal["alone", "pooled"], ...] = ()
+    """What each peer trains again at the end, to compare: from the same initial weights, for as many steps, `alone` on
+    its private data, or on everybody's `pooled`, which only an experiment can do."""
     peers: dict[Name, Peer]
 
     @field_validator("peers")
@@ -145,6 +207,33 @@ class Experiment(_Settings):
         ):
             raise ValueError(f"exchange.weight.boundaries reach past the last of {self.epochs} epochs")
         return self
+
+    @model_validator(mode="after")
+    def _private_data(self) -> Experiment:
+        without = [name for name, peer in self.peers.items() if peer.private is None]
+        if without and len(without) < len(self.peers):
+            raise ValueError(f"either every peer has private data or none; peers.{without[0]}.private is missing")
+        if self.exchange.combine == "coverage" and any(p.coverage is None for p in self.peers.values()):
+            raise ValueError('exchange.combine = "coverage" needs peers.NAME.covers of every peer')
+        if self.baselines and without:
+            raise ValueError("baselines are about private data, and no peer has any")
+        known = all(p.private is not None and p.private.data is not None for p in self.peers.values())
+        if "pooled" in self.baselines and not known:
+            raise ValueError('baselines: "pooled" needs peers.NAME.private.data of every peer')
+        return self
+
+    @property
+    def private(self) -> bool:
+        """Whether the peers learn from private data, and exchange predictions on public, unlabelled data."""
+        return any(peer.private is not None for peer in self.peers.values())
+
+    def combination(self, peers: Sequence[str] | None = None) -> Combination:
+        """How predictions of `peers`, in this order, are combined; of all of them if None."""
+        exchange = self.exchange
+        coverage: tuple[Classes, ...] = ()
+        if exchange.combine == "coverage":
+            coverage = tuple(self.peers[name].coverage or () for name in peers or self.peers)
+        return Combination(exchange.combine, exchange.temperature, exchange.top_k, coverage)
 
     @property
     def peer_names(self) -> tuple[str, ...]:
@@ -218,6 +307,10 @@ def _valid_keys(path: list[str], chosen: str) -> list[str]:
             model = ShuffleBuffer
         case ["exchange", "weight"]:
             model = _SCHEDULES[chosen]
+        case ["exchange", "publish"]:
+            model = Publication
+        case ["peers", _, "private"]:
+            model = Private
         case ["checkpoint"]:
             model = Checkpoint
         case _:

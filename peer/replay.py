@@ -57,6 +57,7 @@ class LogExchange:
         self.values: dict[str, float] = {}
         self._run, self._peer, self._experiment = run, peer, experiment
         self._mine = run.peers.index(peer)
+        self._combination = experiment.combination()
         self._exchanged = exchanged
         toml = experiment_file.dumps(experiment)
         self._writer = Writer(folder, genesis(toml), len(run.peers))
@@ -94,9 +95,9 @@ class LogExchange:
         predictions = _kept(self._run, rows)
         self._compare(position, prediction, predictions[self._mine])
         weight = float(np.float32(weight_at(self._experiment.exchange.weight, position, self._run.layout)))
-        target = SoftTarget(soft_targets(predictions)[self._mine], weight)
+        target = SoftTarget(soft_targets(predictions, self._combination)[self._mine], weight)
         predictions[self._mine] = prediction
-        measured = statistics(np.stack(predictions))
+        measured = statistics(np.stack(predictions), self._combination)
         self._write(rows, weight, predictions, measured)
         if position.step == 0:
             self._agreeing[:] = 0
@@ -190,13 +191,17 @@ def counterfactual(run: Run, peer: str, overrides: list[str]) -> Experiment:
 
     def others(experiment: Experiment) -> dict[str, Any]:
         values = experiment.model_dump(mode="json")
-        del values["exchange"]["weight"], values["exchange"]["direction"], values["peers"][peer], values["checkpoint"]
+        for key in ("weight", "direction", "combine", "temperature", "top_k"):
+            del values["exchange"][key]
+        del values["peers"][peer], values["checkpoint"]
         return values
 
     if others(changed) != others(run.experiment):
         raise ExperimentError(
-            "a replay can change only exchange.weight, exchange.direction and peers." + peer + ": the others' "
-            "predictions are for the batches of the run as it was"
+            "a replay can change only exchange.weight, direction, combine, temperature and top_k, and peers."
+            + peer
+            + ": "
+            "the others' predictions are for the batches of the run as it was"
         )
     return changed
 

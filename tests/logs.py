@@ -53,7 +53,7 @@ def rows(settings: Experiment, seed: int = 0, samples: int = SAMPLES, classes: i
             np.random.default_rng([seed, index, place]).dirichlet(np.ones(classes), len(ids)).astype(np.float32)
             for place in range(len(settings.peers))
         ]
-        measured = statistics(np.stack(predictions))
+        measured = statistics(np.stack(predictions), settings.combination())
         yield [
             Row(
                 position,

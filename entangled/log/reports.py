@@ -21,7 +21,7 @@ Report = dict[str, Any]
 
 def exchange(run: Run, found: Exchange, labels: Labels) -> Report:
     """One exchange: for every sample and peer the prediction and the soft target, whole."""
-    targets = soft_targets(list(found.predictions))
+    targets = soft_targets(list(found.predictions), run.experiment.combination())
     return {
         "epoch": found.position.epoch,
         "step": found.position.step,

@@ -112,6 +112,7 @@ class _Walk:
         self.path = folder(run.folder)
         self.rows = self.without_predictions = 0
         self._run, self._note = run, note
+        self._combination = run.experiment.combination()
         self._link = genesis(run.toml)
         self._expected = _expected(run)
         self._exchange: list[tuple[_Expected, Row]] = []
@@ -152,7 +153,7 @@ class _Walk:
         if len(kept) < len(exchange):
             self.want = next(want for want, row in exchange if row.prediction is None)
             raise _Differs("the prediction is missing, while other peers' are kept", "all or none", "some")
-        for (want, row), computed in zip(exchange, statistics(np.stack(kept)), strict=True):
+        for (want, row), computed in zip(exchange, statistics(np.stack(kept), self._combination), strict=True):
             close = np.isclose(row.statistics, computed, rtol=1e-5, atol=1e-6)  # the last bits hang on the processor
             if not close.all():
                 self.want, place = want, int(np.flatnonzero(~close)[0])

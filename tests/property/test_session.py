@@ -57,10 +57,15 @@ def predicted(session: Session, connection: int, peer: str, index: int, seed: in
     return PredictionArrived(**(values | changes))
 
 
-@given(st.data(), st.integers(2, 5))
-def test_guarantee_3_soft_targets_do_not_depend_on_the_order_of_arrival(choose: st.DataObject, peers: int) -> None:
+HOW = st.sampled_from(["mean", "geometric", "confidence", "coverage"])
+
+
+@given(st.data(), st.integers(2, 5), HOW)
+def test_guarantee_3_soft_targets_do_not_depend_on_the_order_of_arrival(
+    choose: st.DataObject, peers: int, how: str
+) -> None:
     names = tuple(NAMES[:peers])
-    plan = experiment(names)
+    plan = experiment(names, combine=how, temperature=0.5 if peers == 2 else 1.0)
     runs: list[dict[tuple[int, str], bytes]] = []
     for shuffled in (False, True):
         session = Session(plan, 0.0)

@@ -44,10 +44,12 @@ def refusal(*overrides: str) -> str:
             "`exchange.weight.stat` is not known here; did you mean",
         ),
         ("peers.a.modle=x", "`peers.a.modle` is not known here; did you mean `model`?"),
+        ("exchange.publish.decimal=1", "`exchange.publish.decimal` is not known here; did you mean `decimals`?"),
+        ("peers.a.private.class=[1]", "`peers.a.private.class` is not known here; did you mean `classes`?"),
         ("peers.linear.treads=1", "`peers.linear.treads` is not known here; did you mean `threads`?"),
         (
             "xyzzy=1",
-            "`xyzzy` is not known here; valid: batch_size, checkpoint, description, epochs, exchange, name, peers, ",
+            "`xyzzy` is not known here; valid: baselines, batch_size, checkpoint, description, epochs, exchange, ",
         ),
     ],
 )
@@ -73,6 +75,15 @@ def test_a_key_of_another_schedule_is_not_offered_for_itself() -> None:
         ("exchange.log=some", "`exchange.log`: Input should be 'full', 'sampled' or 'statistics', got 'some'"),
         ("exchange={data='x', log='sampled', log_every=0}", "`exchange.log_every`: Input should be greater than 0"),
         ("exchange.log_every=5", '`exchange`: exchange.log_every says something only with exchange.log = "sampled"'),
+        ("exchange.combine=vote", "`exchange.combine`: Input should be 'mean', 'geometric', 'confidence'"),
+        ("exchange.combine=coverage", 'exchange.combine = "coverage" needs peers.NAME.covers of every peer'),
+        ("exchange.temperature=0", "`exchange.temperature`: Input should be greater than or equal to 0.01, got 0"),
+        ("exchange.publish={top_k=0}", "`exchange.publish.top_k`: Input should be greater than 0, got 0"),
+        ("exchange.classes=1", "`exchange.classes`: Input should be greater than or equal to 2, got 1"),
+        ("peers.a.private={}", "either every peer has private data or none; peers.linear.private is missing"),
+        ("baselines=['alone']", "baselines are about private data, and no peer has any"),
+        ("peers.a.private.samples=5", "`peers.a.private`: classes, samples and alpha choose from `data`"),
+        ("peers.a.private={data='mnist', alpha=0.1}", "`peers.a.private`: alpha needs `samples`"),
         ("exchange.patience=inf", "`exchange.patience`: Input should be a finite number"),
         ("exchange.shuffle=ful", "`exchange.shuffle`: Input should be 'full' or 'none', got 'ful'"),
         ("exchange.shuffle={buffer=0}", "`exchange.shuffle.buffer`: Input should be greater than 0, got 0"),
@@ -152,6 +163,19 @@ def test_overrides_reach_every_key_by_dots() -> None:
 @pytest.mark.parametrize("override", ["epochs", "=5", "epochs.x=1", ""])
 def test_an_override_that_makes_no_sense_is_refused(override: str) -> None:
     assert "--set" in refusal(override)
+
+
+PRIVATE = ["peers.a.private={data='mnist', classes=[0, 1], samples=5}", "peers.linear.private={}"]
+
+
+def test_private_data_is_kept_by_dumps_and_announces_its_classes() -> None:
+    value = loads(TEXT, "test.toml", [*PRIVATE, "peers.linear.covers=[2]", "exchange.combine=coverage"])
+    assert value.private
+    assert value.combination().coverage == ((0, 1), (2,))
+    assert value.combination(["linear"]).coverage == ((2,),)
+    assert loads(dumps(value), "again") == value
+    assert "pooled" in refusal(*PRIVATE, "baselines=['pooled']")
+    assert not loads(TEXT, "test.toml").private
 
 
 def test_dumps_writes_every_default_and_loads_gives_back_an_equal_one() -> None:
