@@ -27,7 +27,7 @@ class Hand:
     alpha: float | None = None
 
 
-def deal(labels: npt.NDArray[np.int64], hands: Sequence[Hand], seed: int) -> list[SampleIds]:
+def deal(labels: npt.NDArray[np.int64], hands: Sequence[Hand], seed: int, names: Sequence[str] = ()) -> list[SampleIds]:
     """Deal samples as from one shuffled deck, hand after hand, so that no sample is in two hands.
 
     This one rule makes the usual splits:
@@ -43,6 +43,7 @@ def deal(labels: npt.NDArray[np.int64], hands: Sequence[Hand], seed: int) -> lis
         labels: `(samples,)` class numbers.
         hands: in the order of dealing, which matters.
         seed: the deal is a function of the arguments alone.
+        names: of the hands, for the message.
 
     Returns:
         The dealt samples' places in `labels` for each hand, in the deck's order.
@@ -64,7 +65,7 @@ def deal(labels: npt.NDArray[np.int64], hands: Sequence[Hand], seed: int) -> lis
         if not 0 < samples <= len(candidates):
             what = "any class" if hand.classes is None else f"classes {', '.join(map(str, hand.classes))}"
             raise DataError(
-                f"there are not enough private samples of {what} left for peer {place + 1} of {len(hands)}",
+                f"there are not enough samples of {what} left for {names[place] if names else f'hand {place + 1}'}",
                 expected=str(hand.samples or "at least 1"),
                 got=str(len(candidates)),
             )

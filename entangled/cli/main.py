@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from entangled import __version__, grpc_settings
-from entangled.cli import log
+from entangled.cli import log, study
 from entangled.errors import EntangledError
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(log.app, name="log")
+app.command()(study.study)
+app.command()(study.compare)
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": list[str]()}
 
 

@@ -7,7 +7,7 @@ from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
-from entangled.datasets import Dataset
+from entangled.datasets import Dataset, Unlabelled
 from entangled.errors import DataError, EntangledError
 from entangled.log.analysis import Course
 from entangled.log.reader import Run
@@ -16,7 +16,7 @@ from entangled.log.reports import Report
 COLUMNS = 5
 
 
-def contact_sheet(disagreements: Sequence[Report], data: Dataset, target: Path) -> None:
+def contact_sheet(disagreements: Sequence[Report], data: Dataset | Unlabelled, target: Path) -> None:
     """Draw samples that are images, each with its label and every peer's two best guesses.
 
     Args:
@@ -39,7 +39,8 @@ def contact_sheet(disagreements: Sequence[Report], data: Dataset, target: Path) 
     for place, one in enumerate(disagreements):
         axes = figure.add_subplot(rows, COLUMNS, place + 1)
         axes.imshow(data.x[one["id"]].squeeze(), cmap="gray_r")
-        axes.set_title(f"{one['id']}: label {data.y[one['id']]}", fontsize=9)
+        known = one["label"]
+        axes.set_title(str(one["id"]) if known is None else f"{one['id']}: label {known}", fontsize=9)
         axes.set_xlabel(
             "\n".join(_guesses(peer, said["prediction"]) for peer, said in one["peers"].items()), fontsize=7
         )
@@ -81,6 +82,37 @@ def course(run: Run, found: Course, accuracies: Mapping[str, Mapping[int, float]
     accuracy.set_xlabel("epochs done")
     accuracy.set_xlim(0, run.layout.epochs)
     figure.suptitle(f"{run.experiment.name}: {run.folder.resolve().name}")
+    _save(figure, target)
+
+
+def comparison(table: Sequence[Report], target: Path) -> None:
+    """Draw the rows of `entangled.comparison.rows`: a panel per metric, a line per peer, the 95 % interval as bars.
+
+    Raises:
+        EntangledError: matplotlib is missing, or the file cannot be written.
+    """
+    metrics = list(dict.fromkeys(row["metric"] for row in table))
+    settings = list(dict.fromkeys(row["setting"] for row in table))
+    figure = _figure(max(6.0, 1.2 * len(settings)), 3.5 * len(metrics) + 1.0)
+    for place, metric in enumerate(metrics):
+        axes = figure.add_subplot(len(metrics), 1, place + 1)
+        rows = [row for row in table if row["metric"] == metric]
+        peers = list(dict.fromkeys(row["peer"] for row in rows))
+        for number, peer in enumerate(peers):
+            own = [row for row in rows if row["peer"] == peer]
+            axes.errorbar(
+                [settings.index(row["setting"]) + 0.06 * (number - (len(peers) - 1) / 2) for row in own],
+                [row["mean"] for row in own],
+                [row["reach"] or 0.0 for row in own],
+                marker="o",
+                capsize=3,
+                label=peer,
+            )
+        axes.set_ylabel(metric)
+        axes.set_xticks(range(len(settings)), settings if place == len(metrics) - 1 else [""] * len(settings))
+        axes.tick_params(axis="x", rotation=20 if len(settings) > 1 else 0, labelsize=7)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     _save(figure, target)
 
 

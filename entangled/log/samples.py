@@ -8,13 +8,13 @@ import sys
 import numpy as np
 import numpy.typing as npt
 
-from entangled import datasets
-from entangled.datasets import Dataset
+from entangled import datasets, private_data
+from entangled.datasets import Dataset, Unlabelled
 from entangled.errors import DataError, EntangledError
 from entangled.log.reader import Note, Run
 
 
-def load(run: Run) -> Dataset:
+def load(run: Run) -> Dataset | Unlabelled:
     """The data set that the run exchanged predictions on.
 
     Raises:
@@ -24,7 +24,7 @@ def load(run: Run) -> Dataset:
     here = os.getcwd()
     sys.path.insert(0, here)  # the user's own `module:function`, as for a peer
     try:
-        data = datasets.load(name)
+        data = private_data.public(run.experiment) if run.experiment.private else datasets.load(name)
     except EntangledError:
         raise
     except Exception as error:  # the user's function may do what it likes
@@ -44,7 +44,10 @@ def load(run: Run) -> Dataset:
 def labels(run: Run, note: Note) -> npt.NDArray[np.int64] | None:
     """The samples' labels by id; None, and a note, if they cannot be had."""
     try:
-        return load(run).y
+        found = load(run).y
     except DataError as error:
         note(f"no labels: {error}")
         return None
+    if found is None:
+        note(f"no labels: {run.experiment.exchange.data} has none")
+    return found

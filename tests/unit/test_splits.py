@@ -52,5 +52,5 @@ def test_alpha_decides_how_alike_the_hands_are() -> None:
     "hands", [[Hand(samples=2001)], [Hand(), Hand()], [Hand(classes=(10,))], [Hand(samples=1999), Hand(samples=2)]]
 )
 def test_what_is_not_there_is_not_dealt(hands: list[Hand]) -> None:
-    with pytest.raises(DataError, match="not enough private samples"):
+    with pytest.raises(DataError, match="there are not enough samples"):
         deal(LABELS, hands, 0)
