@@ -130,7 +130,10 @@ class CoordinatorService(CoordinatorServicer):
                 ),
             )
         return pb.GetExperimentReply(
-            protocol_version=PROTOCOL_VERSION, experiment_toml=self._toml, run_id=self._folder.run_id
+            protocol_version=PROTOCOL_VERSION,
+            experiment_toml=self._toml,
+            run_id=self._folder.run_id,
+            clock=time.time_ns() // 1000,
         )
 
     async def GetSampleOrder(  # noqa: N802

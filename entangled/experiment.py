@@ -153,6 +153,9 @@ class Peer(_Settings):
     """`cnn`, `mlp`, or `module:function`, a function of (input shape, classes) that returns a Keras model."""
     optimizer: Optimizer = Optimizer()
     device: Annotated[str, Field(pattern=r"^(auto|cpu|gpu(:\d+)?)$")] = "auto"
+    memory: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Of the GPU's, so that several peers fit on one: a share of it up to 1, MiB above that. Not given, it grows with
+    what is needed."""
     threads: Annotated[int, Field(ge=0)] = 1
     """CPU threads for one operation; 0 leaves it to the framework. One is fastest for small models, and the results'
     last bits depend on it."""
@@ -164,6 +167,23 @@ class Peer(_Settings):
     def coverage(self) -> Classes | None:
         """The announced classes, or None."""
         return self.private.classes if self.covers is None and self.private is not None else self.covers
+
+
+class Placement(_Settings):
+    """Where one role runs on a Ray cluster. Nothing that the two sides must agree on: no part of a run's experiment."""
+
+    num_cpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Not given, a peer's `threads`, one at least; none for the coordinator, which mostly waits."""
+    num_gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Not given, what the peer's `device` and `memory` ask for."""
+    resources: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    """What the cluster's nodes were started with, by their own names."""
+    node: str | None = None
+    """The address of the node that it must run on. Not given, peers are spread; the coordinator is on the head."""
+
+
+COORDINATOR = "coordinator"
+"""The coordinator's name among the placements."""
 
 
 class Checkpoint(_Settings):
@@ -189,6 +209,8 @@ class Experiment(_Settings):
     """What each peer trains again at the end, to compare: from the same initial weights, for as many steps, `alone` on
     its private data, or on everybody's `pooled`, which only an experiment can do."""
     peers: dict[Name, Peer]
+    ray: dict[str, Placement] = Field(default_factory=dict, exclude=True)
+    """By peer, or `coordinator`. Never in what `experiment_file.dumps` writes: a run may go on elsewhere."""
 
     @field_validator("peers")
     @classmethod
@@ -234,6 +256,16 @@ class Experiment(_Settings):
         if exchange.combine == "coverage":
             coverage = tuple(self.peers[name].coverage or () for name in peers or self.peers)
         return Combination(exchange.combine, exchange.temperature, exchange.top_k, coverage)
+
+    @model_validator(mode="after")
+    def _placements_of_roles(self) -> Experiment:
+        roles = [COORDINATOR, *self.peers]
+        for name in self.ray:
+            if name not in roles:
+                raise ValueError(f"ray.{name} is nobody's placement; valid: {', '.join(roles)}")
+        if COORDINATOR in self.ray and COORDINATOR in self.peers:
+            raise ValueError("ray.coordinator could mean the coordinator, or the peer of that name: rename the peer")
+        return self
 
     @property
     def peer_names(self) -> tuple[str, ...]:
@@ -313,6 +345,8 @@ def _valid_keys(path: list[str], chosen: str) -> list[str]:
             model = Private
         case ["checkpoint"]:
             model = Checkpoint
+        case ["ray", _]:
+            model = Placement
         case _:
             model = Peer
     return list(model.model_fields)

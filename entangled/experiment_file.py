@@ -59,8 +59,14 @@ def loads(text: str, where: str, overrides: Iterable[str] = ()) -> Experiment:
 
 
 def dumps(value: Experiment) -> str:
-    """The experiment as TOML with every default written out; `loads` gives back an equal one."""
+    """The experiment as TOML with every default written out; `loads` gives back an equal one, but for placements."""
     return tomli_w.dumps(value.model_dump(mode="json", exclude_none=True))
+
+
+def dumps_placement(value: Experiment) -> str:
+    """Where the experiment's roles run on a cluster, as TOML: the `ray` table that `dumps` leaves out."""
+    placements = {name: p.model_dump(mode="json", exclude_defaults=True) for name, p in value.ray.items()}
+    return tomli_w.dumps({"ray": placements} if placements else {})
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -29,6 +29,9 @@ def peer(
         "runs/peer"
     ),
     connect_seconds: Annotated[float, typer.Option(help="How long to wait for the coordinator to be there.")] = 60.0,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, gpu or gpu:N of this host, instead of the experiment's.")
+    ] = None,
 ) -> None:
     """Train one peer of a run. The experiment comes from the coordinator.
 
@@ -37,10 +40,10 @@ def peer(
 
     entangled peer cnn --coordinator host:50051 --run-dir runs/x
     """
-    process.main(lambda: _train(name, coordinator, run_dir, connect_seconds))
+    process.main(lambda: _train(name, coordinator, run_dir, connect_seconds, device))
 
 
-def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float) -> None:
+def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float, device: str | None) -> None:
     from peer.client import CoordinatorClient
 
     folder = run_dir / "peers" / name
@@ -64,7 +67,7 @@ def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float) -
             with process.quiet():
                 from peer import trainer
 
-                trainer.configure(settings.device, settings.threads)
+                trainer.configure(device or settings.device, settings.threads, settings.memory)
         except ModuleNotFoundError as error:
             raise DataError(f"{error.name} is missing: pip install 'entangled[tensorflow]'") from None
         from entangled import datasets

@@ -277,7 +277,7 @@ def _train(
     with process.quiet():
         from peer import trainer
 
-        trainer.configure(settings.device, settings.threads)
+        trainer.configure(settings.device, settings.threads, settings.memory)
     initial = run.folder / "peers" / peer / "initial.weights.h5"
     same_model = settings.model == run.experiment.peers[peer].model
     data = datasets.load(experiment.exchange.data)

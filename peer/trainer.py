@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from entangled import atomic, faults
+from entangled import atomic, devices, faults
 from entangled.alignment import Position, SampleIds
 from entangled.datasets import Dataset
 from entangled.distribution import Probabilities
-from entangled.errors import LogError
+from entangled.errors import DataError, LogError
 from entangled.experiment import Experiment
 from peer import checkpoint
 from peer.data import batch, one_hot
@@ -34,7 +34,7 @@ EPOCH_CHECKPOINT_SECONDS = 1.0
 """Shorter epochs than this do not each get a checkpoint."""
 
 
-def configure(device: str, threads: int) -> None:
+def configure(device: str, threads: int, memory: float | None = None) -> None:
     """Choose device and CPU threads, and make every operation deterministic. Before anything else of TensorFlow's.
 
     The graph optimizer must not regroup sums, either: without that, a compiled step equals the notebook's eager one to
@@ -43,6 +43,10 @@ def configure(device: str, threads: int) -> None:
     Args:
         device: `auto` takes the first GPU if there is one, `cpu` none, `gpu:N` the one of that number.
         threads: for one operation; 0 leaves it to TensorFlow.
+        memory: of the GPU's, a share up to 1, MiB above that; None lets it grow with what is needed.
+
+    Raises:
+        DataError: there is no such GPU here, or it has less memory.
     """
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
@@ -54,13 +58,17 @@ def configure(device: str, threads: int) -> None:
     elif device == "cpu":
         chosen = []
     else:
-        number = int(device.partition(":")[2] or 0)
+        number = devices.number(device)
         if number >= len(gpus):
-            raise ValueError(f"there is no {device} here; TensorFlow sees {len(gpus)} GPUs")
+            raise DataError(f"there is no {device} here: TensorFlow sees {len(gpus)} GPUs")
         chosen = [gpus[number]]
     tf.config.set_visible_devices(chosen, "GPU")
     for gpu in chosen:
-        tf.config.experimental.set_memory_growth(gpu, True)
+        if memory is None:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        else:
+            limit = tf.config.LogicalDeviceConfiguration(memory_limit=devices.memory_mib(memory, gpus.index(gpu)))
+            tf.config.set_logical_device_configuration(gpu, [limit])
 
 
 class Learner:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from entangled import __version__, grpc_settings
-from entangled.cli import log, study
+from entangled.cli import doctor, log, study
 from entangled.errors import EntangledError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.add_typer(log.app, name="log")
 app.command()(study.study)
 app.command()(study.compare)
+app.command()(doctor.doctor)
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": list[str]()}
 
 

@@ -13,14 +13,16 @@ class GetExperimentRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
 
 class GetExperimentReply(_message.Message):
-    __slots__ = ("protocol_version", "experiment_toml", "run_id")
+    __slots__ = ("protocol_version", "experiment_toml", "run_id", "clock")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     EXPERIMENT_TOML_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     experiment_toml: str
     run_id: str
-    def __init__(self, protocol_version: _Optional[int] = ..., experiment_toml: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
+    clock: int
+    def __init__(self, protocol_version: _Optional[int] = ..., experiment_toml: _Optional[str] = ..., run_id: _Optional[str] = ..., clock: _Optional[int] = ...) -> None: ...
 
 class GetSampleOrderRequest(_message.Message):
     __slots__ = ("epoch",)

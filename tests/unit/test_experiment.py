@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from entangled.alignment import Layout
 from entangled.errors import ExperimentError
-from entangled.experiment_file import dumps, load, loads, shipped
+from entangled.experiment_file import dumps, dumps_placement, load, loads, shipped
 from entangled.schedule import Linear
 
 TEXT = """
@@ -251,3 +252,35 @@ def test_files_are_found_and_faults_in_them_told(tmp_path: Path, monkeypatch: py
     ]:
         with pytest.raises(ExperimentError, match=words):
             load(name)
+
+
+RAY = ["ray.cnn.num_gpus=0.5", "ray.cnn.resources={big=1}", "ray.coordinator.node='10.0.0.1'"]
+
+
+def test_placements_are_no_part_of_what_the_sides_agree_on() -> None:
+    placed, plain = load("smoke", RAY), load("smoke")
+    assert dumps(placed) == dumps(plain)
+    assert loads(dumps(placed) + dumps_placement(placed), "both") == placed
+    assert dumps_placement(plain) == ""
+    assert placed.ray["cnn"].num_gpus == 0.5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["ray.cn.num_gpus=1"], "ray.cn is nobody's placement; valid: coordinator, cnn, mlp"),
+        (["ray.cnn.gpus=1"], "did you mean `num_gpus`?"),
+        (["ray.cnn.num_cpus=-1"], "ray.cnn.num_cpus"),
+        (["peers.coordinator.model=mlp", "ray.coordinator.num_cpus=1"], "rename the peer"),
+    ],
+)
+def test_a_placement_that_makes_no_sense_is_refused(overrides: list[str], words: str) -> None:
+    with pytest.raises(ExperimentError, match=re.escape(words)):
+        load("smoke", overrides)
+
+
+@pytest.mark.parametrize("memory", ["0", "-1", "inf", "much"])
+def test_memory_is_a_share_or_mib(memory: str) -> None:
+    with pytest.raises(ExperimentError, match=r"peers\.cnn\.memory"):
+        load("smoke", [f"peers.cnn.memory={memory}"])
+    assert load("smoke", ["peers.cnn.memory=0.5"]).peers["cnn"].memory == 0.5

@@ -1,0 +1,84 @@
+"""`python -m peer.rehearsal NAME`: all that a peer does before it joins, and what it then has. For `entangled doctor`.
+
+Reads the experiment, as TOML, from standard input; prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from entangled import datasets, experiment_file, process
+from entangled.errors import EntangledError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def rehearse(
+    name: Annotated[str, typer.Argument(help="The peer's name in the experiment.")],
+    device: Annotated[str | None, typer.Option(help="Instead of the experiment's.")] = None,
+) -> None:
+    """Take the device, load the data, build the model; print `{"device", "data", "model"}`, each `{"ok", "what"}`."""
+    experiment = experiment_file.loads(sys.stdin.read(), "standard input")
+    settings = experiment.peers[name]
+    sys.path.insert(0, os.getcwd())
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    found: dict[str, dict[str, Any]] = {}
+    with contextlib.redirect_stdout(sys.stderr):  # what the user's own modules print
+        found["device"] = _try(lambda: _configured(device or settings.device, settings.threads, settings.memory))
+        data = None
+
+        def load() -> str:
+            nonlocal data
+            data = datasets.load(experiment.exchange.data)
+            return f"{len(data.x)} samples of {data.x.shape[1:]}, {data.classes} classes"
+
+        found["data"] = _try(load)
+        if found["device"]["ok"] and data is not None:
+            shape, classes = data.x.shape[1:], data.classes
+            found["model"] = _try(lambda: _built(settings.model, shape, classes))
+    typer.echo(json.dumps(found))
+
+
+def _try(work: Any) -> dict[str, Any]:
+    try:
+        return {"ok": True, "what": work()}
+    except ModuleNotFoundError as error:
+        if error.name in ("tensorflow", "keras"):
+            return {"ok": False, "what": f"{error.name} is missing: pip install 'entangled[tensorflow]', or [gpu]"}
+        return {"ok": False, "what": process.one_line(error)}
+    except EntangledError as error:
+        return {"ok": False, "what": str(error)}
+    except Exception as error:  # the user's own function, or a library's
+        return {"ok": False, "what": process.one_line(error)}
+
+
+def _configured(device: str, threads: int, memory: float | None) -> str:
+    with process.quiet():
+        import tensorflow as tf
+
+        from peer import trainer
+
+        trainer.configure(device, threads, memory)
+        visible = tf.config.get_visible_devices("GPU")
+        names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in visible]
+    limit = "" if memory is None or not names else f", {memory:g} {'of its memory' if memory <= 1 else 'MiB'}"
+    return f"TensorFlow {tf.__version__} computes on {', '.join(names) or 'the CPU'}{limit}"
+
+
+def _built(model: str, shape: tuple[int, ...], classes: int) -> str:
+    from peer.models import build
+
+    built = build(model, shape, classes, seed=0)
+    return f"{model}, {built.count_params():,} parameters"
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m peer.rehearsal")
