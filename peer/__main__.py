@@ -44,7 +44,7 @@ def peer(
 
 
 def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float, device: str | None) -> None:
-    from peer.client import CoordinatorClient
+    from entangled.participation.client import CoordinatorClient
 
     folder = run_dir / "peers" / name
     process.log_to(folder / "peer.log")

@@ -28,16 +28,16 @@ from entangled.exchange_log import Row, from_batch, genesis, partitions, predict
 from entangled.experiment import Experiment
 from entangled.log.reader import Run, open_run
 from entangled.log_writer import Writer
+from entangled.participation.seam import Exchange, SoftTarget
 from entangled.schedule import weight_at
-from peer.exchange import SoftTarget
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 FLUSH_EXCHANGES = 256
 Measured = npt.NDArray[np.float32]
 
 
-class LogExchange:
-    """`peer.exchange.Exchange` over a run's log, which also writes the log of the replay.
+class LogExchange(Exchange):
+    """`seam.Exchange` over a run's log, which also writes the log of the replay.
 
     Args:
         run: the run to replay, as opened.
@@ -63,9 +63,10 @@ class LogExchange:
         self._writer = Writer(folder, genesis(toml), len(run.peers))
         self._rows = _exchanges(run)
         self._agreeing = np.zeros(len(run.peers))
+        self._in_flight: dict[Position, tuple[SampleIds, Probabilities]] = {}
 
     def join(self, fingerprint: Fingerprint) -> int:
-        """See `peer.exchange.Exchange.join`."""
+        """See `seam.Exchange.join`."""
         got = fingerprint.contents_digest.hex()
         if fingerprint.samples != self._run.samples or got != self._run.contents_digest:
             raise LogError(
@@ -76,12 +77,17 @@ class LogExchange:
         return 0
 
     def order(self, epoch: int) -> SampleIds:
-        """See `peer.exchange.Exchange.order`."""
+        """See `seam.Exchange.order`."""
         ids, exchange = np.arange(self._run.samples, dtype=np.int64), self._experiment.exchange
         return sample_order(ids, exchange.shuffle_buffer, self._experiment.seed, epoch)
 
-    def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
-        """See `peer.exchange.Exchange.exchange`."""
+    def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
+        """See `seam.Exchange.submit`."""
+        self._in_flight[position] = sample_ids, prediction
+
+    def result(self, position: Position) -> SoftTarget:
+        """See `seam.Exchange.result`."""
+        sample_ids, prediction = self._in_flight.pop(position)
         rows = next(self._rows, None)
         if rows is None:
             raise LogError(f"the log ends before {position}: replay --until {position.epoch}")
@@ -107,22 +113,22 @@ class LogExchange:
         return target
 
     def forget(self, complete: int) -> None:
-        """See `peer.exchange.Exchange.forget`."""
+        """See `seam.Exchange.forget`."""
 
     def settle(self, complete: int) -> None:
-        """See `peer.exchange.Exchange.settle`."""
+        """See `seam.Exchange.settle`."""
         self._writer.flush()
 
     def report(self, position: Position, values: dict[str, float], *, epoch_end: bool = False) -> None:
-        """See `peer.exchange.Exchange.report`."""
+        """See `seam.Exchange.report`."""
 
     def finish(self, values: dict[str, float]) -> None:
-        """See `peer.exchange.Exchange.finish`."""
+        """See `seam.Exchange.finish`."""
         self.values = values
         self._writer.finish_epoch()
 
     def fail(self, reason: str) -> None:
-        """See `peer.exchange.Exchange.fail`."""
+        """See `seam.Exchange.fail`."""
         self._writer.close()
 
     def summary(self, seconds: float, weight: float) -> dict[str, object]:

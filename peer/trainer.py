@@ -21,9 +21,9 @@ from entangled.datasets import Dataset
 from entangled.distribution import Probabilities
 from entangled.errors import DataError, LogError
 from entangled.experiment import Experiment
+from entangled.participation.seam import Exchange, SoftTarget
 from peer import checkpoint
 from peer.data import batch, one_hot
-from peer.exchange import Exchange, SoftTarget
 from peer.loss import EntangledLoss
 from peer.models import build
 

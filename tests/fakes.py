@@ -1,4 +1,4 @@
-"""The seam without a network: `peer.exchange.Exchange` over the coordinator's session itself."""
+"""The seam without a network: `seam.Exchange` over the coordinator's session itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from entangled.alignment import Fingerprint, Position, SampleIds, batch_digest
 from entangled.distribution import Probabilities
 from entangled.errors import EntangledError, ProtocolError, RefusedError
 from entangled.experiment import Experiment
-from peer.exchange import SoftTarget
+from entangled.participation.seam import Exchange, SoftTarget
 
 TICK_SECONDS = 0.02
 
@@ -42,7 +42,7 @@ class InMemoryCoordinator:
         self.session = Session(experiment, time.monotonic())
         self.changed = threading.Condition()
         self._numbers = itertools.count(1)
-        self._answers: dict[int, Answer] = {}
+        self._answers: dict[tuple[int, Position], Answer] = {}
         self._ended: dict[int, EntangledError | None] = {}
 
     def peer(self, name: str) -> InMemoryExchange:
@@ -67,21 +67,21 @@ class InMemoryCoordinator:
             self._perform(effects)
             self.changed.notify_all()
 
-    def answer(self, connection: int) -> Answer:
-        """Wait for the answer on a connection. Whoever waits lets time pass."""
+    def answer(self, connection: int, position: Position) -> Answer:
+        """Wait for the answer about a batch on a connection. Whoever waits lets time pass."""
         with self.changed:
-            while connection not in self._answers:
+            while (connection, position) not in self._answers:
                 if connection in self._ended:
                     raise self._ended[connection] or ProtocolError("the run is over")
                 if not self.changed.wait(TICK_SECONDS):
                     self.handle(connection, Ticked())
-            return self._answers.pop(connection)
+            return self._answers.pop((connection, position))
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
                 case Answer():
-                    self._answers[effect.connection] = effect
+                    self._answers[effect.connection, effect.position] = effect
                 case Record():  # memory is as durable as anything here
                     self._perform(self.session.handle(Synced(effect.exchange.index + 1), time.monotonic()))
                 case Replaced():
@@ -98,16 +98,17 @@ class InMemoryCoordinator:
             self._ended.setdefault(connection, error)
 
 
-class InMemoryExchange:
-    """`peer.exchange.Exchange` of one process."""
+class InMemoryExchange(Exchange):
+    """`seam.Exchange` of one process."""
 
     def __init__(self, coordinator: InMemoryCoordinator, name: str) -> None:
         self._coordinator = coordinator
         self._name = name
         self._connection = 0
+        self._in_flight: set[Position] = set()
 
     def join(self, fingerprint: Fingerprint) -> int:
-        """See `peer.exchange.Exchange.join`."""
+        """See `seam.Exchange.join`."""
         number = self._coordinator.connect()
         origin = f"thread {threading.get_ident()}"
         joined = Joined(number, self._name, str(id(self)), origin, PROTOCOL_VERSION, fingerprint)
@@ -116,33 +117,40 @@ class InMemoryExchange:
         return self._coordinator.session.complete
 
     def order(self, epoch: int) -> SampleIds:
-        """See `peer.exchange.Exchange.order`."""
+        """See `seam.Exchange.order`."""
         with self._coordinator.changed:
             return self._coordinator.session.order(epoch)
 
-    def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
-        """See `peer.exchange.Exchange.exchange`."""
+    def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
+        """See `seam.Exchange.submit`."""
         connection, digest = self._joined(), batch_digest(position, sample_ids)
         arrived = PredictionArrived(connection, position, digest, prediction, prediction.nbytes, 0)
         self._coordinator.handle(connection, arrived)
-        answer = self._coordinator.answer(connection)
+        self._in_flight.add(position)
+
+    def result(self, position: Position) -> SoftTarget:
+        """See `seam.Exchange.result`."""
+        if position not in self._in_flight:
+            raise ProtocolError(f"no prediction was submitted for {position}, or its result has been given already")
+        answer = self._coordinator.answer(self._connection, position)
+        self._in_flight.remove(position)
         return SoftTarget(answer.probabilities, answer.weight)
 
     def settle(self, complete: int) -> None:
-        """See `peer.exchange.Exchange.settle`: what is answered is settled."""
+        """See `seam.Exchange.settle`: what is answered is settled."""
 
     def forget(self, complete: int) -> None:
-        """See `peer.exchange.Exchange.forget`."""
+        """See `seam.Exchange.forget`."""
         connection = self._joined()
         self._coordinator.handle(connection, Settled(connection, complete))
 
     def report(self, position: Position, values: dict[str, float], *, epoch_end: bool = False) -> None:
-        """See `peer.exchange.Exchange.report`."""
+        """See `seam.Exchange.report`."""
         connection = self._joined()
         self._coordinator.handle(connection, MetricsArrived(connection, position, values, epoch_end, False))
 
     def finish(self, values: dict[str, float]) -> None:
-        """See `peer.exchange.Exchange.finish`."""
+        """See `seam.Exchange.finish`."""
         connection, layout = self._joined(), self._coordinator.session.layout
         assert layout is not None
         end = layout.position(layout.positions - 1)
@@ -150,7 +158,7 @@ class InMemoryExchange:
         self._coordinator.handle(connection, Left(connection, ""))
 
     def fail(self, reason: str) -> None:
-        """See `peer.exchange.Exchange.fail`."""
+        """See `seam.Exchange.fail`."""
         with contextlib.suppress(EntangledError):
             self._coordinator.handle(self._connection, Left(self._connection, reason))
 

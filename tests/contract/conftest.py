@@ -12,7 +12,7 @@ import pytest
 
 from entangled import grpc_settings
 from entangled.experiment import Experiment
-from peer.exchange import Exchange
+from entangled.participation.seam import Exchange
 
 grpc_settings.apply()
 

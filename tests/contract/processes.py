@@ -17,7 +17,7 @@ from entangled.alignment import Fingerprint, Position, SampleIds
 from entangled.distribution import Probabilities
 from entangled.errors import EntangledError
 from entangled.experiment import Experiment
-from peer.exchange import SoftTarget
+from entangled.participation.seam import Exchange, SoftTarget
 from tests.contract.raw import RawPeer, channel_to
 
 DEADLINE = 60.0
@@ -25,7 +25,7 @@ DEADLINE = 60.0
 
 FORKS = multiprocessing.get_context("forkserver")
 # pandas, because pyarrow imports it at its first array, where there is one; it takes a second.
-FORKS.set_forkserver_preload(["__main__", "coordinator.server", "peer.client", "pandas"])
+FORKS.set_forkserver_preload(["__main__", "coordinator.server", "entangled.participation.client", "pandas"])
 
 
 class LiveCoordinator:
@@ -79,8 +79,8 @@ class LiveCoordinator:
         self._outcome.close()
 
 
-class RemotePeer:
-    """`peer.client.CoordinatorClient` in a process of its own."""
+class RemotePeer(Exchange):
+    """`CoordinatorClient` in a process of its own."""
 
     def __init__(self, address: str, name: str) -> None:
         self._pipe, theirs = FORKS.Pipe()
@@ -89,35 +89,43 @@ class RemotePeer:
         theirs.close()
 
     def join(self, fingerprint: Fingerprint) -> int:
-        """See `peer.exchange.Exchange.join`."""
+        """See `seam.Exchange.join`."""
         return self._ask("join", fingerprint)
 
     def order(self, epoch: int) -> SampleIds:
-        """See `peer.exchange.Exchange.order`."""
+        """See `seam.Exchange.order`."""
         return self._ask("order", epoch)
 
+    def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
+        """See `seam.Exchange.submit`."""
+        self._ask("submit", position, sample_ids, prediction)
+
+    def result(self, position: Position) -> SoftTarget:
+        """See `seam.Exchange.result`."""
+        return self._ask("result", position)
+
     def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
-        """See `peer.exchange.Exchange.exchange`."""
+        """See `seam.Exchange.exchange`."""
         return self._ask("exchange", position, sample_ids, prediction)
 
     def settle(self, complete: int) -> None:
-        """See `peer.exchange.Exchange.settle`."""
+        """See `seam.Exchange.settle`."""
         self._ask("settle", complete)
 
     def forget(self, complete: int) -> None:
-        """See `peer.exchange.Exchange.forget`."""
+        """See `seam.Exchange.forget`."""
         self._ask("forget", complete)
 
     def report(self, position: Position, values: dict[str, float], *, epoch_end: bool = False) -> None:
-        """See `peer.exchange.Exchange.report`."""
+        """See `seam.Exchange.report`."""
         self._ask("report", position, values, epoch_end=epoch_end)
 
     def finish(self, values: dict[str, float]) -> None:
-        """See `peer.exchange.Exchange.finish`."""
+        """See `seam.Exchange.finish`."""
         self._ask("finish", values)
 
     def fail(self, reason: str) -> None:
-        """See `peer.exchange.Exchange.fail`."""
+        """See `seam.Exchange.fail`."""
         self._ask("fail", reason)
 
     def close(self) -> None:
@@ -149,7 +157,7 @@ def _coordinate(outcome: Connection, experiment: Experiment, address: str, run: 
 
 
 def _follow(pipe: Connection, address: str, name: str) -> None:
-    from peer.client import CoordinatorClient
+    from entangled.participation.client import CoordinatorClient
 
     client = CoordinatorClient(address, name, connect_seconds=DEADLINE)
     with contextlib.suppress(EOFError):  # the test is over

@@ -1,4 +1,4 @@
-"""What `peer.exchange.Exchange` promises, of every implementation: the gRPC client and the in-memory fake."""
+"""What `seam.Exchange` promises, of every implementation: the gRPC client and the in-memory fake."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from entangled.errors import (
     RunFailedError,
 )
 from entangled.experiment import Experiment
-from peer.exchange import Exchange, SoftTarget
+from entangled.participation.seam import Exchange, SoftTarget
 from tests.support import CLASSES, SAMPLES, data, experiment, prediction
 
 Meet = Callable[[Experiment], Callable[[str], Exchange]]
@@ -198,6 +198,32 @@ def test_a_run_that_failed_while_a_peer_computed_is_told_at_its_next_exchange(me
     for _ in range(2):
         with pytest.raises(RunFailedError, match="peer b failed: no memory left"):
             a.exchange(START, ids, prediction("a", START, 4))
+
+
+def test_a_prediction_is_published_before_its_result_is_asked_for(meet: Meet) -> None:
+    settings = experiment()
+    peer = meet(settings)
+    a, b = peer("a"), peer("b")
+    a.join(data()), b.join(data())
+    ids = settings.layout(SAMPLES).batch(a.order(0), 0)
+    a.submit(START, ids, prediction("a", START, 4))
+    a.report(START, {"loss": 1.0})  # there is time for other things
+    assert exchange(b, "b", START, settings).probabilities.tobytes() == prediction("a", START, 4).tobytes()
+    assert a.result(START).probabilities.tobytes() == prediction("b", START, 4).tobytes()
+
+
+def test_a_result_is_given_once_for_what_was_submitted(meet: Meet, background) -> None:
+    settings = experiment()
+    peer = meet(settings)
+    a, b = peer("a"), peer("b")
+    a.join(data()), b.join(data())
+    with pytest.raises(ProtocolError, match="no prediction was submitted for epoch 0 step 0"):
+        a.result(START)
+    waiting = background(exchange, a, "a", START, settings)
+    exchange(b, "b", START, settings)
+    waiting.result(SECONDS)
+    with pytest.raises(ProtocolError, match="its result has been given already"):
+        a.result(START)
 
 
 def test_guarantee_7_waiting_has_an_end_and_names_who_was_waited_for(meet: Meet) -> None:

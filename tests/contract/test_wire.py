@@ -17,8 +17,8 @@ from entangled.alignment import Position, batch_digest, fingerprint
 from entangled.errors import AlignmentError, EntangledError, MembershipError, PredictionError, ProtocolError
 from entangled.exchange_log import read
 from entangled.experiment import Experiment
+from entangled.participation import connection
 from entangled.v1 import exchange_pb2 as pb
-from peer import client
 from tests.contract.conftest import Coordinate
 from tests.contract.processes import LiveCoordinator
 from tests.contract.raw import RawPeer, batch, final, join, predict
@@ -250,7 +250,7 @@ def test_guarantee_4_a_message_that_is_too_large_is_refused(coordinate: Coordina
 
 
 def test_both_sides_have_the_same_limit() -> None:
-    for options in (server.OPTIONS, client.OPTIONS):
+    for options in (server.OPTIONS, connection.OPTIONS):
         assert dict(options)["grpc.max_receive_message_length"] == codec.MAX_MESSAGE_BYTES
         assert dict(options)["grpc.max_send_message_length"] == codec.MAX_MESSAGE_BYTES
 

@@ -10,7 +10,7 @@ import pytest
 
 from entangled.exchange_log import read
 from entangled.experiment import Experiment
-from peer.exchange import SoftTarget
+from entangled.participation.seam import SoftTarget
 from tests.contract.processes import LiveCoordinator, RemotePeer
 from tests.faults.proxy import Proxy
 from tests.support import SAMPLES, data, experiment, prediction

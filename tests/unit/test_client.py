@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -11,11 +11,15 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from entangled.alignment import Position
+from entangled import codec
+from entangled.alignment import Position, batch_digest
 from entangled.errors import RunFailedError
+from entangled.participation import stream
+from entangled.participation.client import CoordinatorClient
+from entangled.participation.connection import Connection, _nothing
+from entangled.participation.stream import Stream
 from entangled.status import to_status
 from entangled.v1 import exchange_pb2 as pb
-from peer.client import CoordinatorClient
 from tests.support import data, experiment, prediction
 
 Status = tuple[grpc.StatusCode, str, Any]
@@ -81,16 +85,77 @@ def test_a_write_that_meets_the_end_of_the_stream_does_not_hide_why_it_ended(
 ) -> None:
     """grpc.aio puts its own INTERNAL in the place of the coordinator's status, before or after that has come."""
 
-    async def connect(self: Any, seconds: float) -> Any:
+    async def connect(self: Any, seconds: float) -> None:
         self._channel = grpc.aio.insecure_channel("unix:nowhere")
-        self.run_id = "run"
+        self.run_id, self.experiment = "run", experiment()
         self._stub = type("Stub", (), {"Exchange": lambda _, **__: Call(statuses)})()
-        return experiment()
 
-    monkeypatch.setattr(CoordinatorClient, "_connect", connect)
+    monkeypatch.setattr(Connection, "open", connect)
     client = CoordinatorClient("unix:nowhere", "a")
     client.join(data())
     start = Position(0, 0)
     with pytest.raises(RunFailedError, match="peer b failed: no memory left"):
         client.exchange(start, np.arange(4), prediction("a", start, 4))
     client.close()
+
+
+class BreakingCall:
+    """A stream that welcomes and then gives `answers` for what is written, in order; a `None` among them breaks it."""
+
+    def __init__(self, written: list[tuple[int, int]], answers: Iterator[Position | None]) -> None:
+        self._written, self._answers = written, answers
+        self._messages: list[pb.CoordinatorMessage] = []
+        self._broken = False
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        pass
+
+    async def write(self, message: pb.PeerMessage) -> None:
+        if message.WhichOneof("kind") == "join":
+            self._messages.append(pb.CoordinatorMessage(welcome=pb.Welcome(run_id="run")))
+        else:
+            self._written.append((message.prediction.epoch, message.prediction.step))
+
+    async def read(self) -> Any:
+        if self._messages:
+            return self._messages.pop()
+        position = next(self._answers)
+        if position is None:
+            return grpc.aio.EOF
+        made = prediction("b", position, 4)
+        digest = batch_digest(position, np.arange(4))
+        return codec.encode_soft_target(codec.SoftTarget(position, digest, 0.5, made))
+
+    def done(self) -> bool:
+        return self._broken
+
+
+def test_guarantee_6_everything_in_flight_is_sent_again_in_order_after_a_break(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was answered and may be lost comes first, then what is in flight. Results come in any order."""
+    positions = [experiment().layout(10).position(index) for index in range(4)]
+    streams: list[list[tuple[int, int]]] = []
+    answers = iter([positions[0], None, *positions])
+
+    def exchange(_: Any, **__: Any) -> BreakingCall:
+        streams.append([])
+        return BreakingCall(streams[-1], answers)
+
+    async def connect(self: Any, seconds: float) -> None:
+        self._channel = grpc.aio.insecure_channel("unix:nowhere")
+        self.run_id, self.experiment = "run", experiment()
+        self._stub = type("Stub", (), {"Exchange": exchange})()
+
+    monkeypatch.setattr(Connection, "open", connect)
+    monkeypatch.setattr(Stream, "_take_in", lambda _: _nothing())  # it reads when it is told to
+    monkeypatch.setattr(stream, "WHY_SECONDS", 0.0)
+    client = CoordinatorClient("unix:nowhere", "a")
+    client.join(data())
+    for position in positions:
+        client.submit(position, np.arange(4), prediction("a", position, 4))
+    results = [client.result(position) for position in (positions[0], *reversed(positions[1:]))]
+    client.close()
+    assert streams == [[tuple(p) for p in positions]] * 2
+    for position, result in zip((positions[0], *reversed(positions[1:])), results, strict=True):
+        assert result.probabilities.tobytes() == prediction("b", position, 4).tobytes()

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from peer.exchange import SoftTarget
+from entangled.participation.seam import SoftTarget
 from peer.loss import EntangledLoss
 from peer.trainer import Learner
 

@@ -1,4 +1,4 @@
-"""The seam: what a trainer needs from the outside world."""
+"""The seam: what a training loop needs from the outside world."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SoftTarget(NamedTuple):
 
 
 class Exchange(Protocol):
-    """One peer's way to the others. Blocking; one thread uses it."""
+    """One peer's way to the others. Blocking; one thread uses it. Implementations inherit from it."""
 
     def join(self, fingerprint: Fingerprint) -> int:
         """Become a peer of the run; RefusedError if the data set or the name is not welcome.
@@ -32,8 +32,11 @@ class Exchange(Protocol):
         """The sample order of an epoch, int64."""
         ...
 
-    def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
-        """Publish the prediction for a batch and wait for everybody else's.
+    def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
+        """Publish the prediction for a batch; does not wait for anybody else's.
+
+        What is published and not asked for with `result` is in flight. Several may be, in the order of their positions;
+        how many, the coordinator says.
 
         Args:
             position: of the batch.
@@ -41,11 +44,25 @@ class Exchange(Protocol):
             prediction: `(rows, classes)` float32.
 
         Raises:
-            RefusedError: the coordinator does not take the prediction.
+            RefusedError: the coordinator does not take the prediction; may also be raised by what is called next.
+            RunFailedError: the run is over for everybody.
+        """
+        ...
+
+    def result(self, position: Position) -> SoftTarget:
+        """Wait until everybody's prediction for a batch in flight is in.
+
+        Raises:
+            RefusedError: the coordinator does not take the prediction, or none is in flight for this position.
             PatienceError: somebody was waited for too long.
             RunFailedError: the run is over for everybody.
         """
         ...
+
+    def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
+        """`submit`, then `result`: publish the prediction for a batch and wait for everybody else's."""
+        self.submit(position, sample_ids, prediction)
+        return self.result(position)
 
     def settle(self, complete: int) -> None:
         """Wait until the exchanges of every position before index `complete` are on disk.
