@@ -1,0 +1,115 @@
+"""Exchanges a second, everything on, against the same stack without any of it, and against what others offer.
+
+    python -m benchmarks.exchange [--peers 2] [--rows 8] [--classes 10] [--rounds 5] [--only bare --only log-off …]
+
+Clients without any ML framework publish random distributions as fast as they can; see `benchmarks.barriers`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import typer
+
+from benchmarks.measuring import Group, in_turns, rate, ratio
+from entangled.experiment import parse
+from entangled.experiment_file import dumps
+
+
+def entangled(peers: int, rows: int, classes: int, exchanges: int, *, log: bool = True) -> float:
+    """Everything on: a coordinator's process, checks, digests, and the log unless it is off."""
+    names = [f"p{number}" for number in range(peers)]
+    experiment = parse(
+        {
+            "name": "benchmark",
+            "epochs": 1,
+            "batch_size": rows,
+            "exchange": {"data": "mnist", "shuffle": "full"},
+            "peers": {name: {"model": "mlp"} for name in names},
+        },
+        "benchmark",
+    )
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, Group() as group:
+        source, run, address = Path(folder) / "e.toml", Path(folder) / "run", f"unix:{folder}/c.sock"
+        source.write_text(dumps(experiment), "utf-8")
+        if log:
+            server = group.start("-m", "coordinator", str(source), "--listen", address, "--run-dir", str(run))
+        else:
+            server = group.start("-m", "benchmarks.barriers", "without-log", str(source), str(run), address)
+        clients = [
+            group.start("-m", "benchmarks.barriers", "entangled", address, name, *_size(rows, classes, exchanges))
+            for name in names
+        ]
+        rates = [rate(client) for client in clients]
+        server.wait(60)
+        return min(rates)
+
+
+def bare(peers: int, rows: int, classes: int, exchanges: int) -> float:
+    """The same gRPC stack, bare."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, Group() as group:
+        address = f"unix:{folder}/c.sock"
+        group.start("-m", "benchmarks.barriers", "bare-server", address, str(peers))
+        clients = [
+            group.start("-m", "benchmarks.barriers", "bare", address, str(n), *_size(rows, classes, exchanges))
+            for n in range(peers)
+        ]
+        return min(rate(client) for client in clients)
+
+
+def gloo(peers: int, rows: int, classes: int, exchanges: int) -> float:
+    """`torch.distributed.all_gather`."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, Group() as group:
+        store, size = f"{folder}/store", _size(rows, classes, exchanges)
+        ranks = [
+            group.start("-m", "benchmarks.barriers", "gloo", store, str(n), str(peers), *size) for n in range(peers)
+        ]
+        return min(rate(rank) for rank in ranks)
+
+
+def ray(peers: int, rows: int, classes: int, exchanges: int) -> float:
+    """A Ray actor."""
+    with Group() as group:
+        size = _size(rows, classes, max(100, exchanges // 10))
+        return rate(group.start("-m", "benchmarks.barriers", "ray", str(peers), *size))
+
+
+CONTENDERS: dict[str, Callable[[int, int, int, int], float]] = {
+    "entangled": entangled,
+    "log-off": lambda *size: entangled(*size, log=False),
+    "bare": bare,
+    "gloo": gloo,
+    "ray": ray,
+}
+
+
+def _size(rows: int, classes: int, exchanges: int) -> list[str]:
+    return ["--rows", str(rows), "--classes", str(classes), "--exchanges", str(exchanges)]
+
+
+def main(
+    peers: Annotated[int, typer.Option(help="How many, one process each.")] = 2,
+    rows: Annotated[int, typer.Option(help="Of a batch.")] = 8,
+    classes: Annotated[int, typer.Option()] = 10,
+    rounds: Annotated[int, typer.Option(help="How often each is measured.")] = 5,
+    exchanges: Annotated[int, typer.Option(help="Of one measurement; 0 chooses.")] = 0,
+    only: Annotated[list[str] | None, typer.Option(help="Contenders beside entangled.")] = None,
+) -> None:
+    """Measure in turns and print every rate, the medians and our ratio to each."""
+    exchanges = exchanges or max(60, 4000 * 8 // (peers * peers) * 80 // max(rows * classes, 80) * 4 // 8)
+    chosen = ["entangled", *(only or [name for name in CONTENDERS if name != "entangled"])]
+    rates = in_turns(
+        rounds, {name: lambda name=name: CONTENDERS[name](peers, rows, classes, exchanges) for name in chosen}
+    )
+    figures = {name: round(median(values), 1) for name, values in rates.items()}
+    ratios = {f"entangled : {name}": round(ratio(rates["entangled"], rates[name]), 3) for name in chosen[1:]}
+    print(json.dumps({"peers": peers, "rows": rows, "classes": classes, "per_second": figures, **ratios}))
+
+
+if __name__ == "__main__":
+    typer.run(main)
