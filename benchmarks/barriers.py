@@ -6,7 +6,7 @@ waits for everybody else's. A peer prints the exchanges per second between its f
 | kind | |
 |---|---|
 | `entangled` | a coordinator's process and our client: checks, digests, log |
-| `bare` | the same gRPC stack, options and messages, a server that waits for everybody and sends means: no checks, no digests, no log |
+| `bare` | the same gRPC stack, options, messages and means, on a server that does no more: no checks, digests, log |
 | `gloo` | `torch.distributed.all_gather` |
 | `ray` | an async actor that waits for everybody |
 """
@@ -67,7 +67,7 @@ class Stopwatch:
 @app.command()
 def entangled(address: str, peer: str, rows: Rows, classes: Classes, exchanges: Exchanges) -> None:
     """A peer of a real coordinator."""
-    from peer.client import CoordinatorClient
+    from entangled.participation.client import CoordinatorClient
 
     client = CoordinatorClient(address, peer)
     mine, watch = made_up(rows, classes, client.experiment.peer_names.index(peer)), Stopwatch(exchanges)
@@ -144,9 +144,7 @@ async def _serve_bare(address: str, peers: int) -> None:
             if len(waiting) == peers:
                 everybody = sorted(waiting.items())
                 waiting.clear()
-                for (_, (_, who)), mean in zip(
-                    everybody, soft_targets([p for _, (p, _) in everybody]), strict=True
-                ):
+                for (_, (_, who)), mean in zip(everybody, soft_targets([p for _, (p, _) in everybody]), strict=True):
                     who.set_result(mean)
             mean = await future
             await context.write(
@@ -186,7 +184,7 @@ def bare(address: str, number: int, rows: Rows, classes: Classes, exchanges: Exc
 
 
 async def _bare(address: str, number: int, rows: int, classes: int, exchanges: int) -> None:
-    from peer.client import OPTIONS
+    from entangled.participation.connection import OPTIONS
 
     mine, watch = made_up(rows, classes, number), Stopwatch(exchanges)
     async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:

@@ -9,8 +9,8 @@ import socket
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
@@ -27,7 +27,7 @@ from entangled.status import from_status
 from entangled.v1 import exchange_pb2 as pb
 from entangled.v1.exchange_pb2_grpc import CoordinatorStub
 
-T = TypeVar("T")
+Outcome = SoftTarget | EntangledError
 
 OPTIONS = [
     ("grpc.max_receive_message_length", codec.MAX_MESSAGE_BYTES),
@@ -54,10 +54,10 @@ class _InFlight(NamedTuple):
 
 
 class Connection:
-    """What `seam.Exchange` is, with `await`, over one stream to a coordinator. One task uses it.
+    """What `seam.Exchange` is, with `await`, over one stream to a coordinator. Everything runs on one event loop.
 
-    A broken stream is made again, for as long as the experiment's patience; what is in flight, and what was answered
-    but may have been lost with the coordinator, is sent again, in order.
+    A stream that breaks is made again, in the background, for as long as the experiment's patience; what is in flight,
+    and what was answered but may have been lost with the coordinator, is sent again, in order.
 
     Made by `open`. `experiment` and `run_id` are the coordinator's.
     """
@@ -72,7 +72,14 @@ class Connection:
         self._channel: Any = None
         self._stub: Any = None
         self._stream: Stream | None = None
-        self._welcomed = False
+        self._joining: asyncio.Task[None] | None = None
+        self._joined = False
+        self._welcome: pb.Welcome | None = None
+        self._broken: EntangledError | None = None
+        """Why the stream that was to be joined has ended."""
+        self._error: EntangledError | None = None
+        """Why nothing can go on."""
+        self._leaving = self._left = False
         self._fingerprint: Fingerprint | None = None
         self._layout = Layout(samples=1, batch_size=1, epochs=1)
         self._complete = self._durable = 0
@@ -80,8 +87,11 @@ class Connection:
         """By index, in the order in which they were sent."""
         self._answers: dict[int, SoftTarget] = {}
         """That nobody has asked for yet."""
+        self._asking: dict[int, Callable[[Outcome], None]] = {}
+        """Who is to be told of an answer when it comes."""
         self._unsettled: deque[tuple[int, pb.PeerMessage]] = deque()
         """Answered predictions that the coordinator may still lose: sent again if it comes back without them."""
+        self._waiters: list[asyncio.Future[None]] = []
 
     async def open(self, seconds: float) -> None:
         """Ask the coordinator for its experiment.
@@ -108,37 +118,52 @@ class Connection:
 
     async def close(self) -> None:
         """Drop the connection."""
+        if self._joining is not None:
+            self._joining.cancel()
         if self._channel is not None:
             await self._channel.close()
+        if self._stream is not None:
+            await self._stream.stop()
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which the coordinator itself must have said that somebody was waited for too long."""
+        return self.experiment.exchange.patience + ROUND_TRIP_SECONDS
 
     # ---- the seam, with `await`
 
     async def join(self, fingerprint: Fingerprint) -> int:
         """See `seam.Exchange.join`."""
-        self._fingerprint = fingerprint
+        self._fingerprint, self._error = fingerprint, None
         self._layout = self.experiment.layout(fingerprint.samples)
-        self._welcomed = False
-        await self._persistently(_nothing)
+        self._rejoin()
+        await self._until(lambda: self._joined, self.patience)
         return self._complete
 
     async def order(self, epoch: int) -> SampleIds:
         """See `seam.Exchange.order`."""
-        return await self._persistently(lambda: self._order(epoch))
+        give_up = time.monotonic() + self.patience
+        while True:
+            try:
+                return await self._order(epoch)
+            except UnreachableError:
+                if time.monotonic() > give_up:
+                    raise
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
         """See `seam.Exchange.submit`."""
-        digest = batch_digest(position, sample_ids)
-        message = codec.encode_prediction(position, digest, prediction)
-        await self._persistently(lambda: self._write(message))
-        self._in_flight[self._layout.index(position)] = _InFlight(digest, message)
+        self.post(*self.prepared(position, sample_ids, prediction))
+        self._raise()
 
     async def result(self, position: Position) -> SoftTarget:
         """See `seam.Exchange.result`."""
-        index = self._layout.index(position)
+        index = self.index(position)
         if index not in self._answers:
+            self._raise()
             if index not in self._in_flight:
-                raise ProtocolError(f"no prediction was submitted for {position}, or its result has been given already")
-            await self._persistently(lambda: self._read_until(lambda: index in self._answers))
+                raise _not_submitted(position)
+            await self._until(lambda: index in self._answers, self.patience)
         return self._answers.pop(index)
 
     async def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
@@ -148,130 +173,96 @@ class Connection:
 
     async def settle(self, complete: int) -> None:
         """See `seam.Exchange.settle`."""
-        await self._persistently(lambda: self._read_until(lambda: self._durable >= complete))
+        await self._until(lambda: self._durable >= complete, self.patience)
 
     async def forget(self, complete: int) -> None:
         """See `seam.Exchange.forget`."""
-        with contextlib.suppress(UnreachableError):  # it can wait: the next one says as much and more
-            await self._write(pb.PeerMessage(settled=pb.Settled(complete=complete)))
+        self._say(pb.PeerMessage(settled=pb.Settled(complete=complete)))
 
     async def report(self, position: Position, values: dict[str, float], *, epoch_end: bool = False) -> None:
         """See `seam.Exchange.report`."""
         metrics = pb.Metrics(epoch=position.epoch, step=position.step, values=values, epoch_end=epoch_end)
-        with contextlib.suppress(UnreachableError):  # only for people to look at; what matters comes with `finish`
-            await self._write(pb.PeerMessage(metrics=metrics))
+        self._say(pb.PeerMessage(metrics=metrics))
 
     async def finish(self, values: dict[str, float]) -> None:
         """See `seam.Exchange.finish`."""
         if self._unsettled:
             await self.settle(self._unsettled[-1][0] + 1)
-        await self._persistently(lambda: self._finish(values))
+        give_up = time.monotonic() + self.patience
+        end = self._layout.position(self._layout.positions - 1)
+        metrics = pb.Metrics(epoch=end.epoch, step=end.step, values=values, final=True)
+        while not self._left:
+            await self._until(lambda: self._joined, self.patience)
+            self._say(pb.PeerMessage(metrics=metrics))
+            try:
+                await self._leave("")
+            except UnreachableError:
+                if time.monotonic() > give_up:
+                    raise
         await self.close()
 
     async def fail(self, reason: str) -> None:
         """See `seam.Exchange.fail`."""
         with contextlib.suppress(EntangledError, RuntimeError):  # the coordinator is gone, or knows already
-            if self._stream is not None and not self._stream.done:
+            if self._stream is not None:
                 await self._leave(reason)
         await self.close()
 
-    # ---- one attempt each; UnreachableError where another may help
+    # ---- the hot path, without `await`: an exchange costs no task and no timer
 
-    async def _persistently(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do `work`; where the coordinator is away, join it again and do it again, for as long as patience lasts."""
-        give_up = time.monotonic() + self.experiment.exchange.patience + ROUND_TRIP_SECONDS
-        while True:
-            try:
-                async with asyncio.timeout(max(give_up - time.monotonic(), 0.0)):
-                    if not self._welcomed and self._fingerprint is not None:
-                        await self._join(self._fingerprint)
-                    return await work()
-            except UnreachableError:
-                self._welcomed = False
-                if time.monotonic() > give_up:
-                    raise
-                await asyncio.sleep(RETRY_SECONDS)
-            except TimeoutError:
-                raise UnreachableError(f"the coordinator at {self.address} does not answer any more") from None
+    def index(self, position: Position) -> int:
+        """Of a position in this run."""
+        return self._layout.index(position)
 
-    async def _join(self, fingerprint: Fingerprint) -> None:
-        self._stream = Stream(self._stub.Exchange(wait_for_ready=True), self.address)
-        join = pb.Join(
-            protocol_version=PROTOCOL_VERSION,
-            peer=self.peer,
-            instance=self._instance,
-            origin=f"{socket.gethostname()} process {os.getpid()}",
-            fingerprint=codec.encode_fingerprint(fingerprint),
-        )
-        try:
-            async with asyncio.timeout(ROUND_TRIP_SECONDS):
-                await self._write(pb.PeerMessage(join=join))
-                message = await self._read()
-        except TimeoutError:
-            raise UnreachableError(f"the coordinator at {self.address} does not answer") from None
-        if message.WhichOneof("kind") != "welcome":
-            raise ProtocolError("the coordinator did not welcome", expected="welcome", got=str(message))
-        if message.welcome.run_id != self.run_id:
-            raise ProtocolError(
-                "another run has taken this one's place", expected=self.run_id, got=message.welcome.run_id
-            )
-        self._complete = message.welcome.complete
-        for index, prediction in self._unsettled:
-            if index >= self._complete:
-                await self._write(prediction)
-        for waiting in self._in_flight.values():
-            await self._write(waiting.message)
-        self._welcomed = True
+    def prepared(
+        self, position: Position, sample_ids: SampleIds, prediction: Probabilities
+    ) -> tuple[int, bytes, pb.PeerMessage]:
+        """A prediction as `post` takes it. Touches nothing, so that any thread may do it."""
+        digest = batch_digest(position, sample_ids)
+        return self._layout.index(position), digest, codec.encode_prediction(position, digest, prediction)
 
-    async def _order(self, epoch: int) -> SampleIds:
-        try:
-            call = self._stub.GetSampleOrder(pb.GetSampleOrderRequest(epoch=epoch), timeout=ROUND_TRIP_SECONDS)
-            return codec.decode_order([chunk async for chunk in call])
-        except grpc.aio.AioRpcError as error:
-            raise _raised(error) from None
+    def post(self, index: int, digest: bytes, message: pb.PeerMessage) -> None:
+        """Publish what `prepared` gave."""
+        if self._fingerprint is None:
+            self._fail(ProtocolError("join before anything else", expected="join", got="prediction"))
+            return
+        self._in_flight[index] = _InFlight(digest, message)
+        self._say(message)
 
-    async def _read_until(self, done: Callable[[], bool]) -> None:
-        while not done():
-            await self._read()
+    def ask(self, position: Position, tell: Callable[[Outcome], None]) -> None:
+        """Have the answer for a position that was posted told as soon as it is there, or the error why it cannot be."""
+        index = self._layout.index(position)
+        if index in self._answers:
+            tell(self._answers.pop(index))
+        elif self._error is not None:
+            tell(self._error)
+        elif index in self._in_flight:
+            self._asking[index] = tell
+        else:
+            tell(_not_submitted(position))
 
-    async def _finish(self, values: dict[str, float]) -> None:
-        end = self._layout.position(self._layout.positions - 1)
-        metrics = pb.Metrics(epoch=end.epoch, step=end.step, values=values, final=True)
-        await self._write(pb.PeerMessage(metrics=metrics))
-        await self._leave("")
+    def answered(self, position: Position) -> SoftTarget | None:
+        """The answer for a position if it is there already. Any one thread may ask."""
+        return self._answers.pop(self._layout.index(position), None)
 
-    async def _leave(self, reason: str) -> None:
-        """Say goodbye and wait until the coordinator has heard it, which is when it ends the stream."""
-        await self._write(pb.PeerMessage(leave=pb.Leave(failure=reason)))
-        try:
-            async with asyncio.timeout(LEAVE_SECONDS):
-                while self._stream is not None and await self._stream.read() is not None:
-                    pass
-        except TimeoutError:
-            raise UnreachableError(f"the coordinator at {self.address} has not heard the goodbye") from None
+    # ---- what comes
 
-    async def _write(self, message: pb.PeerMessage) -> None:
-        if self._stream is None:
-            raise ProtocolError("join before anything else", expected="join", got=str(message.WhichOneof("kind")))
-        await self._stream.write(message)
-
-    async def _read(self) -> pb.CoordinatorMessage:
-        """The next message, what it says taken note of."""
-        if self._stream is None:
-            raise ProtocolError("join before anything else")
-        message = await self._stream.read()
-        if message is None:
-            raise await self._stream.why()
+    def _arrived(self, message: pb.CoordinatorMessage) -> None:
         match message.WhichOneof("kind"):
             case "soft_target":
-                self._take(codec.decode_soft_target(message.soft_target))
+                try:
+                    self._take(codec.decode_soft_target(message.soft_target))
+                except EntangledError as error:
+                    self._fail(error)
             case "durable":
                 self._durable = message.durable.complete
                 while self._unsettled and self._unsettled[0][0] < self._durable:
                     self._unsettled.popleft()
+            case "welcome":
+                self._welcome = message.welcome
             case _:
-                pass
-        return message
+                return
+        self._wake()
 
     def _take(self, target: codec.SoftTarget) -> None:
         """An answer: to what is in flight, or once more to what was answered and sent again."""
@@ -291,12 +282,134 @@ class Connection:
                 got=f"batch digest {target.digest.hex()}",
             )
         del self._in_flight[index]
-        self._answers[index] = SoftTarget(target.probabilities, target.weight)
         self._unsettled.append((index, asked.message))
+        answer, tell = SoftTarget(target.probabilities, target.weight), self._asking.pop(index, None)
+        if tell is None:
+            self._answers[index] = answer
+        else:
+            tell(answer)
+
+    def _ended(self, stream: Stream, error: EntangledError | None) -> None:
+        if stream is not self._stream:
+            return
+        self._stream, self._joined = None, False
+        if error is None and self._leaving:
+            self._left = True
+            self._wake()
+            return
+        error = self._broken = error or UnreachableError("the coordinator has ended the stream")
+        if not isinstance(error, UnreachableError):
+            self._fail(error)
+        elif self._joining is None or self._joining.done():
+            self._rejoin()
+        self._wake()
+
+    def _fail(self, error: EntangledError) -> None:
+        """Nothing can go on; whoever waits hears why."""
+        self._error = error
+        asking, self._asking = self._asking, {}
+        for tell in asking.values():
+            tell(error)
+        self._wake()
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    async def _until(self, done: Callable[[], bool], seconds: float) -> None:
+        """Wait until `done`, which what comes may change; UnreachableError after so many seconds."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not done():
+                    self._raise()
+                    if self._fingerprint is None:
+                        raise ProtocolError("join before anything else")
+                    self._waiters.append(asyncio.get_running_loop().create_future())
+                    await self._waiters[-1]
+        except TimeoutError:
+            raise UnreachableError(f"the coordinator at {self.address} does not answer any more") from None
+
+    # ---- what goes
+
+    def _say(self, message: pb.PeerMessage) -> None:
+        """Send if there is somebody who listens; else it is told, if it matters, at the next joining."""
+        if self._fingerprint is None:
+            raise ProtocolError("join before anything else", expected="join", got=str(message.WhichOneof("kind")))
+        if self._joined and self._stream is not None:
+            self._stream.send(message)
+
+    def _rejoin(self) -> None:
+        self._joined = self._leaving = False
+        if self._fingerprint is not None:
+            if self._joining is not None:
+                self._joining.cancel()
+            self._joining = asyncio.get_running_loop().create_task(self._keep_joining(self._fingerprint))
+
+    async def _keep_joining(self, fingerprint: Fingerprint) -> None:
+        give_up = time.monotonic() + self.patience
+        while True:
+            try:
+                return await self._join(fingerprint)
+            except UnreachableError as error:
+                if time.monotonic() > give_up:
+                    return self._fail(error)
+                await asyncio.sleep(RETRY_SECONDS)
+            except EntangledError as error:
+                return self._fail(error)
+
+    async def _join(self, fingerprint: Fingerprint) -> None:
+        self._welcome = self._broken = None
+        call = self._stub.Exchange(wait_for_ready=True)
+        stream = self._stream = Stream(call, self.address, self._arrived, self._ended)
+        stream.send(
+            pb.PeerMessage(
+                join=pb.Join(
+                    protocol_version=PROTOCOL_VERSION,
+                    peer=self.peer,
+                    instance=self._instance,
+                    origin=f"{socket.gethostname()} process {os.getpid()}",
+                    fingerprint=codec.encode_fingerprint(fingerprint),
+                )
+            )
+        )
+        await self._until(lambda: bool(self._welcome or self._broken), ROUND_TRIP_SECONDS)
+        if self._welcome is None:
+            raise self._broken or UnreachableError(f"the coordinator at {self.address} does not answer")
+        if self._welcome.run_id != self.run_id:
+            raise ProtocolError(
+                "another run has taken this one's place", expected=self.run_id, got=self._welcome.run_id
+            )
+        self._complete = self._welcome.complete
+        for index, prediction in self._unsettled:
+            if index >= self._complete:
+                stream.send(prediction)
+        for waiting in self._in_flight.values():
+            stream.send(waiting.message)
+        self._joined = True
+        self._wake()
+
+    async def _order(self, epoch: int) -> SampleIds:
+        try:
+            call = self._stub.GetSampleOrder(pb.GetSampleOrderRequest(epoch=epoch), timeout=ROUND_TRIP_SECONDS)
+            return codec.decode_order([chunk async for chunk in call])
+        except grpc.aio.AioRpcError as error:
+            raise _raised(error) from None
+
+    async def _leave(self, reason: str) -> None:
+        """Say goodbye and wait until the coordinator has heard it, which is when it ends the stream."""
+        self._broken, self._leaving = None, True
+        self._say(pb.PeerMessage(leave=pb.Leave(failure=reason)))
+        await self._until(lambda: self._left or self._broken is not None, LEAVE_SECONDS)
 
 
-async def _nothing() -> None:
-    """To be welcome is all that is wanted."""
+def _not_submitted(position: Position) -> ProtocolError:
+    return ProtocolError(f"no prediction was submitted for {position}, or its result has been given already")
 
 
 def _raised(error: grpc.aio.AioRpcError) -> EntangledError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import grpc
@@ -14,9 +14,6 @@ from entangled.errors import EntangledError, UnreachableError
 from entangled.status import from_status
 from entangled.v1 import exchange_pb2 as pb
 
-TURNS = 5
-"""Of the event loop, in which what came while nobody ran it is taken in."""
-
 WHY_SECONDS = 1.0
 """How long the status of a stream that has ended is waited for."""
 
@@ -25,92 +22,76 @@ class Stream:
     """A call of `Exchange`. Reads ahead: gRPC gives the status only to those who have read every message.
 
     A write onto a stream that the coordinator has ended would put gRPC's own status in the place of the coordinator's,
-    so before each write what has come is taken in.
+    so what comes is taken in as it comes. Two tasks, one that reads and one that writes, last as long as the stream: a
+    task for each message would cost more than the message.
 
     Args:
         call: the bidirectional call of grpc.aio.
         address: of the coordinator, for messages.
+        arrived: is called with each message, in order.
+        ended: is called once, when the stream has ended, with the error why; None if the coordinator said OK.
     """
 
-    def __init__(self, call: Any, address: str) -> None:
-        self._call, self._address = call, address
-        self._end: asyncio.Future[EntangledError] = asyncio.get_running_loop().create_future()
-        self._arrived: deque[pb.CoordinatorMessage] = deque()
-        self._reading: asyncio.Task[Any] | None = None
+    def __init__(
+        self,
+        call: Any,
+        address: str,
+        arrived: Callable[[pb.CoordinatorMessage], None],
+        ended: Callable[[Stream, EntangledError | None], None],
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._call, self._address, self._loop = call, address, loop
+        self._arrived, self._ended = arrived, ended
+        self._why: asyncio.Future[EntangledError | None] = loop.create_future()
+        self._outgoing: deque[pb.PeerMessage] = deque()
+        self._idle: asyncio.Future[None] | None = None
         call.add_done_callback(self._note_end)
+        self._tasks = [loop.create_task(self._read()), loop.create_task(self._write())]
 
-    @property
-    def done(self) -> bool:
-        """Whether it has ended."""
-        return self._call.done()
+    def send(self, message: pb.PeerMessage) -> None:
+        """Have a message sent, after those before it. Onto a stream that has ended, it is dropped."""
+        self._outgoing.append(message)
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
-    async def write(self, message: pb.PeerMessage) -> None:
-        """Send a message; the error for which the coordinator has ended the stream, if it has."""
-        await self._take_in()
+    async def stop(self) -> None:
+        """Read and write no more; `ended` is not called any more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _read(self) -> None:
         try:
-            await self._call.write(message)
+            while (message := await self._call.read()) is not grpc.aio.EOF:
+                self._arrived(message)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            raise await self.why() from None
+            pass  # the status says it better
+        self._tasks[1].cancel()
+        self._ended(self, await self._reason())
 
-    async def read(self) -> pb.CoordinatorMessage | None:
-        """The next message, None at the stream's end; the error for which it was ended, if it was."""
-        if self._arrived:
-            return self._arrived.popleft()
-        return await self._next()
+    async def _write(self) -> None:
+        while True:
+            while self._outgoing:
+                try:
+                    await self._call.write(self._outgoing.popleft())
+                except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    return  # the reading sees the end, too
+            self._idle = self._loop.create_future()
+            await self._idle
 
-    async def why(self) -> EntangledError:
-        """Why the stream has ended."""
+    async def _reason(self) -> EntangledError | None:
         try:
             async with asyncio.timeout(WHY_SECONDS):
-                return await asyncio.shield(self._end)
+                return await asyncio.shield(self._why)
         except TimeoutError:
             return UnreachableError(f"the stream to {self._address} broke off")
-
-    async def _take_in(self) -> None:
-        while True:
-            reading = self._begin_reading()
-            for _ in range(TURNS):
-                await asyncio.sleep(0)
-            if not reading.done():
-                return
-            message = await self._next()
-            if message is None:
-                raise await self.why()
-            self._arrived.append(message)
-
-    def _begin_reading(self) -> asyncio.Task[Any]:
-        reading = self._reading
-        if reading is None:
-            reading = self._reading = asyncio.ensure_future(self._call.read())
-            reading.add_done_callback(_retrieve)
-        return reading
-
-    async def _next(self) -> pb.CoordinatorMessage | None:
-        reading = self._begin_reading()
-        try:
-            message = await asyncio.shield(reading)  # a deadline ends the waiting, not the reading
-        except grpc.aio.AioRpcError:
-            raise await self.why() from None
-        finally:
-            if reading.done():
-                self._reading = None
-        return None if message is grpc.aio.EOF else message
 
     def _note_end(self, call: Any) -> None:
         """Keep the status as soon as it is there; a write that fails may put gRPC's own in its place."""
         code, details, trailing = _result(call.code()), _result(call.details()), _result(call.trailing_metadata())
-        if self._end.done() or (code is grpc.StatusCode.INTERNAL and details == "Internal error from Core"):
+        if self._why.done() or (code is grpc.StatusCode.INTERNAL and details == "Internal error from Core"):
             return
-        if code is grpc.StatusCode.OK:
-            self._end.set_result(UnreachableError("the coordinator has ended the stream"))
-        else:
-            self._end.set_result(from_status(code, details or "", trailing or ()))
-
-
-def _retrieve(reading: asyncio.Task[Any]) -> None:
-    """Look at the outcome of a reading that nobody may ask for any more."""
-    if not reading.cancelled():
-        reading.exception()
+        self._why.set_result(None if code is grpc.StatusCode.OK else from_status(code, details or "", trailing or ()))
 
 
 def _result(done: Coroutine[Any, Any, Any]) -> Any:

@@ -16,8 +16,7 @@ from entangled.alignment import Position, batch_digest
 from entangled.errors import RunFailedError
 from entangled.participation import stream
 from entangled.participation.client import CoordinatorClient
-from entangled.participation.connection import Connection, _nothing
-from entangled.participation.stream import Stream
+from entangled.participation.connection import Connection
 from entangled.status import to_status
 from entangled.v1 import exchange_pb2 as pb
 from tests.support import data, experiment, prediction
@@ -100,34 +99,42 @@ def test_a_write_that_meets_the_end_of_the_stream_does_not_hide_why_it_ended(
 
 
 class BreakingCall:
-    """A stream that welcomes and then gives `answers` for what is written, in order; a `None` among them breaks it."""
+    """A stream that welcomes and, once four predictions are written, gives `answers`; a `None` among them breaks it."""
 
     def __init__(self, written: list[tuple[int, int]], answers: Iterator[Position | None]) -> None:
         self._written, self._answers = written, answers
-        self._messages: list[pb.CoordinatorMessage] = []
-        self._broken = False
+        self._welcome, self._predicted = asyncio.Event(), asyncio.Event()
+        self._welcomed = False
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         pass
 
     async def write(self, message: pb.PeerMessage) -> None:
         if message.WhichOneof("kind") == "join":
-            self._messages.append(pb.CoordinatorMessage(welcome=pb.Welcome(run_id="run")))
+            self._welcome.set()
         else:
             self._written.append((message.prediction.epoch, message.prediction.step))
+            if len(self._written) == 4:
+                self._predicted.set()
 
     async def read(self) -> Any:
-        if self._messages:
-            return self._messages.pop()
-        position = next(self._answers)
-        if position is None:
-            return grpc.aio.EOF
+        if not self._welcomed:
+            self._welcomed = await self._welcome.wait()
+            return pb.CoordinatorMessage(welcome=pb.Welcome(run_id="run"))
+        await self._predicted.wait()
+        for position in self._answers:
+            if position is None:
+                return grpc.aio.EOF
+            return self._answer(position)
+        return await asyncio.Event().wait()  # nothing more comes
+
+    def _answer(self, position: Position) -> pb.CoordinatorMessage:
         made = prediction("b", position, 4)
         digest = batch_digest(position, np.arange(4))
         return codec.encode_soft_target(codec.SoftTarget(position, digest, 0.5, made))
 
     def done(self) -> bool:
-        return self._broken
+        return False
 
 
 def test_guarantee_6_everything_in_flight_is_sent_again_in_order_after_a_break(
@@ -148,7 +155,6 @@ def test_guarantee_6_everything_in_flight_is_sent_again_in_order_after_a_break(
         self._stub = type("Stub", (), {"Exchange": exchange})()
 
     monkeypatch.setattr(Connection, "open", connect)
-    monkeypatch.setattr(Stream, "_take_in", lambda _: _nothing())  # it reads when it is told to
     monkeypatch.setattr(stream, "WHY_SECONDS", 0.0)
     client = CoordinatorClient("unix:nowhere", "a")
     client.join(data())
