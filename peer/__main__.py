@@ -13,7 +13,7 @@ from typing import Annotated  # noqa: E402
 import typer  # noqa: E402
 
 from entangled import process  # noqa: E402
-from entangled.errors import DataError, EntangledError, MembershipError  # noqa: E402
+from entangled.errors import EntangledError  # noqa: E402
 
 log = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -44,7 +44,7 @@ def peer(
 
 
 def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float, device: str | None) -> None:
-    from entangled.participation.client import CoordinatorClient
+    from entangled.participation.joining import join
 
     folder = run_dir / "peers" / name
     process.log_to(folder / "peer.log")
@@ -52,36 +52,21 @@ def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float, d
     if (run_dir / "summary.json").exists():
         log.info("%s is finished", run_dir)
         return
-    client = CoordinatorClient(coordinator, name, connect_seconds)
-    settings = client.experiment.peers.get(name)
-    if settings is None:
-        client.close()
-        raise MembershipError(
-            "no such peer in this experiment", expected=" or ".join(client.experiment.peer_names), got=name
-        )
+    sys.path.insert(0, os.getcwd())  # the user's own `module:function`
     try:
-        sys.path.insert(0, os.getcwd())  # the user's own `module:function`
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-        try:
-            with process.quiet():
-                from peer import trainer
+        with join(coordinator, name, connect_seconds=connect_seconds) as joined:
+            from peer import backends, trainer
 
-                trainer.configure(device or settings.device, settings.threads, settings.memory)
-        except ModuleNotFoundError as error:
-            raise DataError(f"{error.name} is missing: pip install 'entangled[tensorflow]'") from None
-        from entangled import datasets
-
-        log.info("peer %s trains model %s for %s", name, settings.model, coordinator)
-        data = datasets.load(client.experiment.exchange.data)
-        trainer.train(client.experiment, name, data, client, folder, client.run_id)
-        log.info("peer %s is done", name)
-    except EntangledError as error:
-        client.fail(str(error))
+            log.info("peer %s trains model %s for %s", name, joined.experiment.peers[name].model, coordinator)
+            backends.configure(joined.experiment, name, device)
+            data = joined.dataset
+            learner = backends.learner(joined.experiment, name, data.x.shape[1:], data.classes)
+            trainer.train(joined, learner, data, folder)
+            log.info("peer %s is done", name)
+    except EntangledError:
         raise
     except Exception as error:
         log.exception("peer %s cannot go on", name)
-        client.fail(process.one_line(error))
         process.leave(EntangledError(process.one_line(error)))
 
 

@@ -15,6 +15,8 @@ import typer
 
 from entangled import datasets, experiment_file, process
 from entangled.errors import EntangledError
+from entangled.experiment import Experiment
+from peer import backends
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -28,11 +30,9 @@ def rehearse(
     experiment = experiment_file.loads(sys.stdin.read(), "standard input")
     settings = experiment.peers[name]
     sys.path.insert(0, os.getcwd())
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     found: dict[str, dict[str, Any]] = {}
     with contextlib.redirect_stdout(sys.stderr):  # what the user's own modules print
-        found["device"] = _try(lambda: _configured(device or settings.device, settings.threads, settings.memory))
+        found["device"] = _try(lambda: _configured(experiment, name, device))
         data = None
 
         def load() -> str:
@@ -50,27 +50,19 @@ def rehearse(
 def _try(work: Any) -> dict[str, Any]:
     try:
         return {"ok": True, "what": work()}
-    except ModuleNotFoundError as error:
-        if error.name in ("tensorflow", "keras"):
-            return {"ok": False, "what": f"{error.name} is missing: pip install 'entangled[tensorflow]', or [gpu]"}
-        return {"ok": False, "what": process.one_line(error)}
     except EntangledError as error:
         return {"ok": False, "what": str(error)}
     except Exception as error:  # the user's own function, or a library's
         return {"ok": False, "what": process.one_line(error)}
 
 
-def _configured(device: str, threads: int, memory: float | None) -> str:
-    with process.quiet():
-        import tensorflow as tf
-
-        from peer import trainer
-
-        trainer.configure(device, threads, memory)
-        visible = tf.config.get_visible_devices("GPU")
-        names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in visible]
-    limit = "" if memory is None or not names else f", {memory:g} {'of its memory' if memory <= 1 else 'MiB'}"
-    return f"TensorFlow {tf.__version__} computes on {', '.join(names) or 'the CPU'}{limit}"
+def _configured(experiment: Experiment, name: str, device: str | None) -> str:
+    settings = experiment.peers[name]
+    memory = settings.memory
+    used: str = backends.configure(experiment, name, device).devices_in_use()
+    on_gpu = not used.endswith("the CPU")
+    limit = "" if memory is None or not on_gpu else f", {memory:g} {'of its memory' if memory <= 1 else 'MiB'}"
+    return used + limit
 
 
 def _built(model: str, shape: tuple[int, ...], classes: int) -> str:

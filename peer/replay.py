@@ -28,8 +28,10 @@ from entangled.exchange_log import Row, from_batch, genesis, partitions, predict
 from entangled.experiment import Experiment
 from entangled.log.reader import Run, open_run
 from entangled.log_writer import Writer
+from entangled.participation.peer import Peer
 from entangled.participation.seam import Exchange, SoftTarget
 from entangled.schedule import weight_at
+from peer.learner import Learner
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 FLUSH_EXCHANGES = 256
@@ -275,24 +277,23 @@ def _replay(run_dir: Path, peer: str, until: int | None, overrides: list[str], o
 
 def _train(
     run: Run, peer: str, experiment: Experiment, exchange: LogExchange, folder: Path, until: int | None, run_id: str
-) -> Any:
+) -> Learner:
     sys.path.insert(0, os.getcwd())  # the user's own `module:function`
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    settings = experiment.peers[peer]
-    with process.quiet():
-        from peer import trainer
+    from peer import backends, trainer
 
-        trainer.configure(settings.device, settings.threads, settings.memory)
+    backends.configure(experiment, peer)
     initial = run.folder / "peers" / peer / "initial.weights.h5"
-    same_model = settings.model == run.experiment.peers[peer].model
+    same_model = experiment.peers[peer].model == run.experiment.peers[peer].model
     data = datasets.load(experiment.exchange.data)
+    learner = backends.learner(experiment, peer, data.x.shape[1:], data.classes)
     weights = initial if same_model and initial.exists() else None
-    return trainer.train(experiment, peer, data, exchange, folder / "peers" / peer, run_id, until, weights)
+    joined = Peer(exchange, experiment, peer, run_id, data, until)
+    trainer.train(joined, learner, data, folder / "peers" / peer, weights)
+    return learner
 
 
 def _verdict(
-    run: Run, peer: str, experiment: Experiment, exchange: LogExchange, trained: Any, epochs: int
+    run: Run, peer: str, experiment: Experiment, exchange: LogExchange, trained: Learner, epochs: int
 ) -> Iterator[str]:
     values = exchange.values
     yield (
@@ -315,7 +316,7 @@ def _verdict(
     import keras
 
     before: Any = keras.models.load_model(final)
-    pairs = zip(before.get_weights(), trained.model.get_weights(), strict=True)
+    pairs = zip(before.get_weights(), trained.weights(), strict=True)
     largest = max(float(np.abs(a - b).max(initial=0.0)) if not np.array_equal(a, b) else 0.0 for a, b in pairs)
     verdict = "equal to the bit" if largest == 0 else f"the largest difference is {largest:.3g}"
     yield f"final weights: {verdict} ({final})"

@@ -86,3 +86,6 @@ class Exchange(Protocol):
     def fail(self, reason: str) -> None:
         """Leave because this peer cannot go on, which ends the run for everybody. Never raises."""
         ...
+
+    def close(self) -> None:
+        """Drop the connection without a word: the others wait for this peer to come back."""

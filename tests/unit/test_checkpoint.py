@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from peer import checkpoint
-from peer.checkpoint import Checkpoint
+from entangled.participation import checkpoint
+from entangled.participation.checkpoint import Checkpoint
 
 
 def at(index: int) -> Checkpoint:
-    return Checkpoint("run", index, [np.arange(index + 1)], np.zeros(3), 4, 0.5, 6)
+    return Checkpoint("run", index, {"loss": 0.5}, [np.arange(index + 1)])
 
 
 def test_guarantee_6_saving_tells_where_a_peer_falls_back_to_if_the_newest_is_damaged(tmp_path: Path) -> None:
@@ -21,4 +21,4 @@ def test_guarantee_6_saving_tells_where_a_peer_falls_back_to_if_the_newest_is_da
     found = checkpoint.load(tmp_path, "run", complete=50)
     assert found is not None
     assert found.index == 25
-    assert found.variables[0].tolist() == list(range(26))
+    assert found.state[0].tolist() == list(range(26))

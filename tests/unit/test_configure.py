@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from entangled import devices
 from entangled.errors import DataError
-from peer import trainer
+from peer.learners import tensorflow_learner
 
 Settings = dict[str, Any]
 
@@ -35,22 +35,22 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def test_without_memory_a_gpu_is_shared_by_growth(settings: Settings) -> None:
-    trainer.configure("auto", 1)
+    tensorflow_learner.configure("auto", 1)
     assert settings == {"visible": ["first"], "growth": {"first": True}, "limit": {}}
 
 
 @pytest.mark.parametrize(("memory", "mib"), [(0.25, 4000), (3000, 3000)])
 def test_a_gpu_by_number_with_a_part_of_its_memory(settings: Settings, memory: float, mib: int) -> None:
-    trainer.configure("gpu:1", 1, memory)
+    tensorflow_learner.configure("gpu:1", 1, memory)
     assert settings == {"visible": ["second"], "growth": {}, "limit": {"second": [mib]}}
 
 
 def test_the_cpu_has_no_gpu_memory(settings: Settings) -> None:
-    trainer.configure("cpu", 1, 0.5)
+    tensorflow_learner.configure("cpu", 1, 0.5)
     assert settings == {"visible": [], "growth": {}, "limit": {}}
 
 
 @pytest.mark.usefixtures("settings")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(DataError, match="there is no gpu:2 here: TensorFlow sees 2 GPUs"):
-        trainer.configure("gpu:2", 1)
+        tensorflow_learner.configure("gpu:2", 1)

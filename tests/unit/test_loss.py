@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from entangled.participation.seam import SoftTarget
+from peer.learners.tensorflow_learner import TensorFlowLearner
 from peer.loss import EntangledLoss
-from peer.trainer import Learner
+from peer.trainer import evaluate
 
 ROWS, CLASSES = 6, 4
 RANDOM = np.random.default_rng(0)
@@ -74,7 +75,7 @@ def test_a_peers_step_follows_the_gradient_through_its_own_prediction_only(direc
         pull = p - OTHERS
     expected = before - rate * x.T @ (p - LABELS + weight * pull) / ROWS
 
-    learner = Learner(model, keras.optimizers.SGD(rate), EntangledLoss(direction))
+    learner = TensorFlowLearner(model, keras.optimizers.SGD(rate), EntangledLoss(direction))
     np.testing.assert_allclose(learner.predict(x), p, atol=1e-6)
     loss, correct = learner.update(x, LABELS, SoftTarget(OTHERS, weight))
     np.testing.assert_allclose(model.get_weights()[0], expected, atol=1e-6)
@@ -91,7 +92,7 @@ def test_the_exchanged_prediction_is_not_that_of_training() -> None:
             keras.layers.Dense(CLASSES, activation="softmax"),
         ]
     )
-    learner = Learner(model, keras.optimizers.SGD(0.0), EntangledLoss("self_other"))
+    learner = TensorFlowLearner(model, keras.optimizers.SGD(0.0), EntangledLoss("self_other"))
     x = RANDOM.normal(5, 2, size=(ROWS, 3)).astype(np.float32)
     np.testing.assert_allclose(learner.predict(x), model(x, training=False), atol=1e-6)
     assert np.array_equal(learner.predict(x), learner.predict(x))
@@ -110,10 +111,10 @@ def test_a_models_own_regularisation_is_trained_but_not_reported() -> None:
     penalised.set_weights(plain.get_weights())
     x = RANDOM.normal(size=(ROWS, 3)).astype(np.float32)
     before = plain.get_weights()[0]
-    losses = [
-        Learner(m, keras.optimizers.SGD(0.1), EntangledLoss("self_other")).update(x, LABELS, SoftTarget(OTHERS, 0.1))[0]
-        for m in (plain, penalised)
+    learners = [
+        TensorFlowLearner(m, keras.optimizers.SGD(0.1), EntangledLoss("self_other")) for m in (plain, penalised)
     ]
+    losses = [learner.update(x, LABELS, SoftTarget(OTHERS, 0.1))[0] for learner in learners]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     step = plain.get_weights()[0] - penalised.get_weights()[0]
     np.testing.assert_allclose(step, 0.1 * 2.0 * before, atol=1e-5)
@@ -121,9 +122,9 @@ def test_a_models_own_regularisation_is_trained_but_not_reported() -> None:
 
 def test_evaluation_counts_every_sample_once() -> None:
     model = linear_model(2)
-    learner = Learner(model, keras.optimizers.SGD(0.1), EntangledLoss("self_other"))
+    learner = TensorFlowLearner(model, keras.optimizers.SGD(0.1), EntangledLoss("self_other"))
     x, y = RANDOM.normal(size=(25, 3)).astype(np.float32), RANDOM.integers(0, CLASSES, 25)
-    accuracy, loss = learner.evaluate(x, y, CLASSES, size=10)
+    accuracy, loss = evaluate(learner, x, y, size=10)
     p = np.asarray(model(x), np.float64)
     assert accuracy == pytest.approx((p.argmax(axis=1) == y).mean())
     assert loss == pytest.approx(-np.log(p[np.arange(25), y]).mean(), rel=1e-5)

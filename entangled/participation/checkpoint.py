@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from entangled import atomic, faults
 from entangled.errors import LogError
+from entangled.participation.tree import Tree, flatten, unflatten
 
 KEPT = 2
 """Checkpoints on disk: the newest, and one before it."""
@@ -30,16 +29,10 @@ class Checkpoint:
     """Of the run it belongs to."""
     index: int
     """Of the next batch to train on."""
-    variables: Sequence[npt.NDArray[Any]]
-    """The model's, random state included, then the optimizer's."""
-    losses: npt.NDArray[np.float64]
-    """Of this epoch's batches so far."""
-    correct: int
-    """Right predictions in this epoch so far."""
-    weight: float
-    """λ of the last batch."""
-    metrics_bytes: int
-    """Length of metrics.jsonl."""
+    reported: dict[str, float]
+    """The scalars that were reported last."""
+    state: Tree
+    """The training loop's own."""
 
 
 def save(folder: Path, role: str, checkpoint: Checkpoint) -> int:
@@ -47,12 +40,21 @@ def save(folder: Path, role: str, checkpoint: Checkpoint) -> int:
 
     Returns:
         The index that a peer falls back to at most, should the newest be damaged.
+
+    Raises:
+        DataError: the state holds something that cannot be kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    structure, arrays = flatten(checkpoint.state)
+    header = {
+        "run_id": checkpoint.run_id,
+        "index": checkpoint.index,
+        "reported": checkpoint.reported,
+        "state": structure,
+    }
     buffer = io.BytesIO()
-    header = {name: getattr(checkpoint, name) for name in ("run_id", "index", "correct", "weight", "metrics_bytes")}
-    arrays: dict[str, Any] = {f"v{i}": np.asarray(v) for i, v in enumerate(checkpoint.variables)}
-    np.savez(buffer, header=np.array(json.dumps(header)), losses=checkpoint.losses, **arrays)
+    named: dict[str, Any] = {f"v{i}": array for i, array in enumerate(arrays)}
+    np.savez(buffer, header=np.array(json.dumps(header)), **named)
     content = buffer.getvalue()
 
     def write(file: Path) -> None:
@@ -84,14 +86,15 @@ def load(folder: Path, run_id: str, complete: int) -> Checkpoint | None:
             continue
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             header = json.loads(str(arrays["header"]))
-            variables = [arrays[f"v{i}"] for i in range(len(arrays.files) - 2)]
-            found = Checkpoint(variables=variables, losses=arrays["losses"], **header)
-        if found.run_id != run_id:
+            values = [arrays[f"v{i}"] for i in range(len(arrays.files) - 1)]
+        if header["run_id"] != run_id:
             raise LogError(
-                f"{folder} holds another run's checkpoints: choose another --run-dir", expected=run_id, got=found.run_id
+                f"{folder} holds another run's checkpoints: choose another folder",
+                expected=run_id,
+                got=header["run_id"],
             )
-        if found.index <= complete:
-            return found
+        if header["index"] <= complete:
+            return Checkpoint(run_id, header["index"], header["reported"], unflatten(header["state"], values))
     return None
 
 

@@ -1,0 +1,173 @@
+"""Where a peer is in its run: which batch comes next, which wait for their result, what is due. No I/O in here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from entangled import distribution
+from entangled.alignment import Fingerprint, Position
+from entangled.distribution import Probabilities
+from entangled.errors import ProtocolError
+from entangled.experiment import Experiment
+from entangled.participation import checkpoint
+from entangled.participation.arrays import as_probabilities
+from entangled.participation.checkpoint import Checkpoint
+from entangled.participation.tree import Tree
+
+REPORT_SECONDS = 0.5
+"""What is reported within an epoch is sent at most this often."""
+
+EPOCH_CHECKPOINT_SECONDS = 1.0
+"""Shorter epochs than this do not each get a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """How a loop's state is kept."""
+
+    folder: Path
+    state: Callable[[], Tree]
+    restore: Callable[[Tree], object]
+
+
+class Course:
+    """One peer's way through the run.
+
+    Args:
+        experiment: the run's.
+        name: the peer's.
+        run_id: of the run, which checkpoints belong to.
+        data: what the peer exchanges predictions on.
+        complete: exchanges that the run has already.
+        until: end after so many epochs instead of the experiment's.
+    """
+
+    def __init__(
+        self, experiment: Experiment, name: str, run_id: str, data: Fingerprint, complete: int, until: int | None
+    ) -> None:
+        self.experiment, self.name, self.run_id = experiment, name, run_id
+        self.layout = experiment.layout(data.samples)
+        self.classes = data.classes
+        self.complete = complete
+        self.end = min(until or experiment.epochs, experiment.epochs) * self.layout.steps_per_epoch
+        self.index = 0
+        """Of the batch that comes next."""
+        self.waiting: list[int] = []
+        """Indices of the batches whose result has not been taken, the first of them first."""
+        self.reported: dict[str, float] = {}
+        self._submitted = 0
+        self._hooks: Hooks | None = None
+        self._saved_index = -1
+        self._saved_at = self._reported_at = time.monotonic()
+
+    @property
+    def done(self) -> int:
+        """So many batches, from the first, have their result."""
+        return self.waiting[0] if self.waiting else self.index
+
+    @property
+    def over(self) -> bool:
+        """Whether every batch has its result."""
+        return self.done == self.end
+
+    def keep(self, hooks: Hooks) -> bool:
+        """Keep the loop's state from now on; go on from the newest checkpoint, if there is one."""
+        if self.index:
+            raise ProtocolError("checkpoints must be set up before the first batch")
+        self._hooks = hooks
+        found = checkpoint.load(hooks.folder, self.run_id, self.complete)
+        if found is None:
+            return False
+        self.index = self._submitted = self._saved_index = found.index
+        self.reported = found.reported
+        hooks.restore(found.state)
+        return True
+
+    def next_batch(self) -> Position | None:
+        """The position of the batch that comes next, or None at the end.
+
+        Raises:
+            ProtocolError: the batch before it was not exchanged.
+        """
+        if self._submitted < self.index:
+            before = self.layout.position(self.index - 1)
+            raise ProtocolError(f"{before} was left out: a prediction for every batch must be exchanged, in order")
+        if self.index == self.end:
+            return None
+        self.index += 1
+        self.waiting.append(self.index - 1)
+        return self.layout.position(self.index - 1)
+
+    def submitted(self, position: Position, prediction: object) -> Probabilities:
+        """Note that a prediction goes out, and make it what others may see.
+
+        Raises:
+            PredictionError: it is no set of distributions of the batch's shape.
+            ProtocolError: it is for another batch than the one that is next.
+        """
+        index = self.layout.index(position)
+        if index != self._submitted:
+            raise ProtocolError(
+                "a prediction for every batch must be exchanged once, in order",
+                expected=str(self.layout.position(self._submitted)),
+                got=str(position),
+            )
+        probabilities = as_probabilities(prediction)
+        distribution.check(probabilities, self.layout.rows(position.step), self.classes)
+        publish = self.experiment.exchange.publish
+        shown = distribution.published(probabilities, publish.temperature, publish.top_k, publish.decimals)
+        self._submitted = index + 1
+        return shown
+
+    def answered(self, position: Position) -> None:
+        """Note that a batch has its result."""
+        self.waiting.remove(self.layout.index(position))
+
+    def report_due(self, position: Position) -> bool:
+        """Whether a report about this batch would be sent: at the end of an epoch, and now and then."""
+        return self.ends_epoch(position) or time.monotonic() - self._reported_at > REPORT_SECONDS
+
+    def note_report(self, values: dict[str, float]) -> None:
+        """Note what was reported."""
+        self.reported |= values
+        self._reported_at = time.monotonic()
+
+    def ends_epoch(self, position: Position) -> bool:
+        """Whether this is an epoch's last batch."""
+        return position.step == self.layout.steps_per_epoch - 1
+
+    def checkpoint_due(self) -> bool:
+        """Whether the loop's state should be kept now, before the next batch."""
+        if self._hooks is None or self.done == self._saved_index or self.done == 0:
+            return False
+        settings, since = self.experiment.checkpoint, time.monotonic() - self._saved_at
+        if self.done == self.end:
+            return True
+        if self.done % self.layout.steps_per_epoch == 0:
+            return since > EPOCH_CHECKPOINT_SECONDS
+        return since > settings.seconds or (settings.steps is not None and self.done % settings.steps == 0)
+
+    def save(self) -> int:
+        """Keep the loop's state; every batch before `done` must be on the coordinator's disk.
+
+        Returns:
+            The index before which this peer will never ask again.
+        """
+        if self._hooks is None:
+            return 0
+        state = Checkpoint(self.run_id, self.done, self.reported, self._hooks.state())
+        forgotten = checkpoint.save(self._hooks.folder, self.name, state)
+        self._saved_index, self._saved_at = self.done, time.monotonic()
+        return forgotten
+
+    def final_values(self, values: dict[str, float]) -> dict[str, float]:
+        """What the run's summary gets: `values`, and what was reported last: loss and accuracy as training's."""
+        renamed = {f"train_{k}" if k in ("loss", "accuracy") else k: v for k, v in self.reported.items()}
+        return {**renamed, **values}
+
+    def left_early(self) -> str:
+        """Why a loop that ends here has failed."""
+        return f"the training loop ended before {self.layout.position(self.done)} was exchanged"

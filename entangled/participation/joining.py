@@ -1,0 +1,68 @@
+"""`entangled.join`: take part in a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from entangled import datasets
+from entangled.errors import EntangledError, MembershipError
+from entangled.experiment import Experiment
+from entangled.participation.client import CoordinatorClient
+from entangled.participation.data import Data, described
+from entangled.participation.peer import Peer
+
+
+def join(
+    address: str, name: str, data: Any = None, *, classes: int | None = None, connect_seconds: float = 60.0
+) -> Peer:
+    """Become a peer of a run, with a training loop of one's own.
+
+        with entangled.join("coordinator:50051", name="vit") as peer:
+            x, y = peer.dataset.x, peer.dataset.y
+            for batch in peer:
+                p = model(x[batch.ids])                    # (rows, classes) probabilities
+                target = batch.exchange(p)                 # waits until everyone's is in
+                loss = ce(y[batch.ids], p) + target.weight * kl(p, target.probabilities)
+                ...
+                batch.report(loss=float(loss))
+
+    Args:
+        address: the coordinator's, `host:port` or `unix:PATH`.
+        name: of this peer in the experiment.
+        data: the samples that predictions are exchanged on, which must be every peer's: a data set of
+            `entangled.datasets`; a `Fingerprint`; sample ids 0, 1, … or their number. None loads what the experiment
+            names. With ids alone, contents are not compared, which all peers must then agree on.
+        classes: number of classes, where `data` is ids or their number.
+        connect_seconds: how long to wait for a coordinator to be there.
+
+    Returns:
+        The peer: a context manager, and an iterator over batches.
+
+    Raises:
+        UnreachableError: nobody answers at `address`.
+        MembershipError: the experiment has no such peer, or it is there already.
+        AlignmentError: the data set is another one than the other peers'.
+        DataError: the data set cannot be had.
+    """
+    client = CoordinatorClient(address, name, connect_seconds)
+    try:
+        return Peer(client, client.experiment, name, client.run_id, choose(client.experiment, name, data, classes))
+    except EntangledError:
+        client.close()
+        raise
+
+
+def choose(experiment: Experiment, name: str, data: Any, classes: int | None) -> Data:
+    """What a peer exchanges predictions on: what it gave, or the experiment's own.
+
+    Raises:
+        MembershipError: the experiment has no such peer.
+        DataError: the data cannot be had.
+    """
+    if name not in experiment.peers:
+        raise MembershipError("no such peer in this experiment", expected=" or ".join(experiment.peer_names), got=name)
+    if data is not None:
+        return described(data, classes)
+    if experiment.peers[name].private is not None:
+        return datasets.load_unlabelled(experiment.exchange.data, experiment.exchange.classes)
+    return datasets.load(experiment.exchange.data, experiment.exchange.classes)

@@ -1,0 +1,218 @@
+"""A peer of a run, for any training loop: batches in the coordinator's order, and an exchange for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from entangled import process
+from entangled.alignment import Position, SampleIds
+from entangled.datasets import Dataset
+from entangled.errors import EntangledError, ProtocolError
+from entangled.experiment import Experiment
+from entangled.participation.course import Course, Hooks
+from entangled.participation.data import Data, fingerprint_of
+from entangled.participation.seam import Exchange, SoftTarget
+from entangled.participation.tree import Tree
+
+
+class Batch:
+    """One batch of the run. Made by iterating over a `Peer`.
+
+    Attributes:
+        ids: sample ids `(rows,)`, int64, in the coordinator's order: places in the peer's data set.
+        position: epoch and step, from 0.
+    """
+
+    def __init__(self, peer: Peer, position: Position, ids: SampleIds) -> None:
+        self.ids, self.position = ids, position
+        self._peer = peer
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 0."""
+        return self.position.epoch
+
+    @property
+    def step(self) -> int:
+        """The place within the epoch, from 0."""
+        return self.position.step
+
+    @property
+    def last(self) -> bool:
+        """Whether it is its epoch's last."""
+        return self._peer.course.ends_epoch(self.position)
+
+    def exchange(self, prediction: Any) -> SoftTarget:
+        """`submit`, then `result`: publish this model's prediction and wait for everybody else's.
+
+        Args:
+            prediction: `(rows, classes)` probabilities, in the order of `ids`: numpy, or anything with `__array__` or
+                `__dlpack__`, of any float type. It is what the model says *before* it learns from this batch, without
+                dropout and the like.
+
+        Returns:
+            The soft target: the others' combined `probabilities`, `(rows, classes)` float32, and λ, `weight`.
+
+        Raises:
+            PredictionError: these are no probability distributions of that shape.
+            PatienceError: somebody was waited for too long.
+            RunFailedError: the run is over for everybody; it says because of whom.
+        """
+        shown = self._peer.course.submitted(self.position, prediction)
+        target = self._peer.way.exchange(self.position, self.ids, shown)
+        self._peer.course.answered(self.position)
+        return target
+
+    def submit(self, prediction: Any) -> None:
+        """Publish this model's prediction now; there is time to compute before `result`. See `exchange`."""
+        shown = self._peer.course.submitted(self.position, prediction)
+        self._peer.way.submit(self.position, self.ids, shown)
+
+    def result(self) -> SoftTarget:
+        """Wait for everybody else's predictions on what was submitted. See `exchange`."""
+        target = self._peer.way.result(self.position)
+        self._peer.course.answered(self.position)
+        return target
+
+    @property
+    def report_due(self) -> bool:
+        """Whether a report would be sent now; for who has to compute it first."""
+        return self._peer.course.report_due(self.position)
+
+    def report(self, **values: float) -> None:
+        """Tell how training goes: scalars by name, of the epoch so far, say `loss` and `accuracy`.
+
+        They are shown while the run goes on. Within an epoch only what comes twice a second is sent; what is reported
+        with an epoch's last batch always is. The last ones of all become part of the run's summary.
+        """
+        numbers = {name: float(value) for name, value in values.items()}
+        if self.report_due:
+            self._peer.way.report(self.position, numbers, epoch_end=self.last)
+            self._peer.course.note_report(numbers)
+
+
+class Peer:
+    """This process's part in a run; what `entangled.join` returns.
+
+    A context manager, which says goodbye: done, if every batch was exchanged; else failed, which ends the run for
+    everybody with the exception's text. Ctrl-C says nothing: started again, the peer goes on, and the others wait.
+
+    Iterating gives every batch that is left, in order. One thread uses it.
+
+    Attributes:
+        name: in the experiment.
+        experiment: the run's.
+        data: what was given to `join`, or the experiment's own data set.
+        classes: number of classes.
+    """
+
+    def __init__(
+        self, way: Exchange, experiment: Experiment, name: str, run_id: str, data: Data, until: int | None = None
+    ) -> None:
+        """Join over any way to the others.
+
+        Args:
+            way: the way.
+            experiment: the run's.
+            name: this peer's in it.
+            run_id: of the run.
+            data: a data set, or what is known of one; see `entangled.join`.
+            until: end after so many epochs instead of the experiment's.
+        """
+        self.way, self.experiment, self.name = way, experiment, name
+        self.data = data
+        mine = fingerprint_of(data)
+        self.classes = mine.classes
+        self.course = Course(experiment, name, run_id, mine, way.join(mine), until)
+        self._order: tuple[int, SampleIds] | None = None
+        self._finished = False
+
+    @property
+    def dataset(self) -> Dataset:
+        """`data`, where it is a labelled data set."""
+        if not isinstance(self.data, Dataset):
+            raise ProtocolError("this peer has no labelled data set", expected="Dataset", got=type(self.data).__name__)
+        return self.data
+
+    def keep(self, folder: str | Path, state: Callable[[], Tree], restore: Callable[[Tree], object]) -> bool:
+        """Keep the loop's state in checkpoints, so that a killed process costs nothing. Before the first batch.
+
+        Checkpoints are written between batches, as the experiment's `[checkpoint]` says, each whole or not there. With
+        them, and a loop that computes the same again from the same state, a run that was killed anywhere ends with the
+        same weights to the bit. Without them, a peer that comes back goes through the whole run again, and gets the
+        same answers.
+
+        Args:
+            folder: for the checkpoints, this peer's alone.
+            state: gives everything that the next batch depends on: weights, optimizer, random state, counters. Mappings
+                and lists, nested, of arrays of any framework, bytes, text, and numbers.
+            restore: is called at once, with what `state` gave, if there is a checkpoint; arrays are numpy's.
+
+        Returns:
+            Whether `restore` was called.
+
+        Raises:
+            LogError: the folder holds another run's checkpoints.
+        """
+        return self.course.keep(Hooks(Path(folder), state, restore))
+
+    def __iter__(self) -> Peer:
+        return self
+
+    def __next__(self) -> Batch:
+        self._save_if_due()
+        position = self.course.next_batch()
+        if position is None:
+            raise StopIteration
+        if self._order is None or self._order[0] != position.epoch:
+            self._order = position.epoch, self.way.order(position.epoch)
+        return Batch(self, position, self.course.layout.batch(self._order[1], position.step))
+
+    def finish(self, **values: float) -> None:
+        """Say that this peer is done, with its final scalars, which go into the run's summary.
+
+        Leaving the `with` block does it, too, with the scalars that were reported last. `train_loss`, `train_accuracy`,
+        `test_loss` and `test_accuracy` are those that the summary's table shows.
+
+        Raises:
+            ProtocolError: not every batch has been exchanged.
+        """
+        if not self.course.over:
+            raise ProtocolError(self.course.left_early())
+        self._save_if_due()
+        self.way.settle(self.course.done)
+        self.way.finish(self.course.final_values({name: float(value) for name, value in values.items()}))
+        self._finished = True
+
+    def fail(self, reason: str) -> None:
+        """Say that this peer cannot go on, which ends the run for everybody. Never raises."""
+        self._finished = True
+        self.way.fail(reason)
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._finished:
+            return
+        if error is None and self.course.over:
+            self.finish()
+        elif error is None:
+            self.fail(self.course.left_early())
+        elif isinstance(error, Exception):
+            self.fail(str(error) if isinstance(error, EntangledError) else process.one_line(error))
+        else:
+            self.way.close()
+
+    def _save_if_due(self) -> None:
+        if self.course.checkpoint_due():
+            self.way.settle(self.course.done)
+            self.way.forget(self.course.save())

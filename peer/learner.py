@@ -1,0 +1,65 @@
+"""What the training loop needs of a model, whatever framework it is written in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from entangled.distribution import Probabilities
+from entangled.participation.seam import SoftTarget
+
+State = Sequence[npt.NDArray[Any]]
+Inputs = npt.NDArray[np.float32]
+
+
+class Learner(Protocol):
+    """A model with its optimizer and the entangled step; knows no exchange."""
+
+    def predict(self, x: Inputs) -> Probabilities:
+        """The probabilities `(rows, classes)` for a batch `(rows, …)`, as in use: without dropout and the like."""
+        ...
+
+    def update(self, x: Inputs, labels: npt.NDArray[np.float32], target: SoftTarget) -> tuple[float, int]:
+        """One step of the optimizer on CE(labels, p) + λ · KL.
+
+        Args:
+            x: inputs `(rows, …)`.
+            labels: one-hot `(rows, classes)`.
+            target: the soft target for the same samples.
+
+        Returns:
+            The batch's loss, and the number of right predictions.
+        """
+        ...
+
+    def state(self) -> State:
+        """Every variable of the model, random state included, and of the optimizer."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """Take over what `state` gave.
+
+        Raises:
+            LogError: it is another model's.
+        """
+        ...
+
+    def weights(self) -> State:
+        """The model's weights alone."""
+        ...
+
+    def load_weights(self, path: Path) -> None:
+        """Take the model's weights from a file that `save_weights` wrote."""
+        ...
+
+    def save_weights(self, path: Path) -> None:
+        """Write the model's weights to `path`, `….weights.h5`."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write the whole model to `path`, `….keras`."""
+        ...

@@ -1,0 +1,1 @@
+"""Learners, one for each framework."""

@@ -1,0 +1,116 @@
+"""Keras models on TensorFlow: one traced step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from entangled import devices
+from entangled.distribution import Probabilities
+from entangled.errors import DataError
+from entangled.experiment import Experiment
+from entangled.participation.seam import SoftTarget
+from peer.learner import Inputs
+from peer.learners.keras_learner import KerasLearner, parts
+from peer.loss import EntangledLoss
+
+
+def configure(device: str, threads: int, memory: float | None = None) -> None:
+    """Choose device and CPU threads, and make every operation deterministic. Before anything else of TensorFlow's.
+
+    The graph optimizer must not regroup sums, either: without that, a compiled step equals the notebook's eager one to
+    the bit.
+
+    Args:
+        device: `auto` takes the first GPU if there is one, `cpu` none, `gpu:N` the one of that number.
+        threads: for one operation; 0 leaves it to TensorFlow.
+        memory: of the GPU's, a share up to 1, MiB above that; None lets it grow with what is needed.
+
+    Raises:
+        DataError: there is no such GPU here, or it has less memory.
+    """
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    tf.config.experimental.enable_op_determinism()
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
+    gpus = tf.config.list_physical_devices("GPU")
+    if device == "auto":
+        chosen = gpus[:1]
+    elif device == "cpu":
+        chosen = []
+    else:
+        number = devices.number(device)
+        if number >= len(gpus):
+            raise DataError(f"there is no {device} here: TensorFlow sees {len(gpus)} GPUs")
+        chosen = [gpus[number]]
+    tf.config.set_visible_devices(chosen, "GPU")
+    for gpu in chosen:
+        if memory is None:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        else:
+            limit = tf.config.LogicalDeviceConfiguration(memory_limit=devices.memory_mib(memory, gpus.index(gpu)))
+            tf.config.set_logical_device_configuration(gpu, [limit])
+
+
+class TensorFlowLearner(KerasLearner):
+    """`peer.learner.Learner` on TensorFlow."""
+
+    def __init__(self, model: Any, optimizer: Any, loss: EntangledLoss) -> None:
+        super().__init__(model, optimizer, loss)
+        self._traced: dict[tuple[object, ...], Any] = {}
+
+    def predict(self, x: Inputs) -> Probabilities:
+        """See `peer.learner.Learner.predict`: `training=False`."""
+        return self._call(self._predict_graph, tf.constant(x)).numpy()
+
+    def update(self, x: Inputs, labels: npt.NDArray[np.float32], target: SoftTarget) -> tuple[float, int]:
+        """See `peer.learner.Learner.update`: `training=True`."""
+        loss, correct = self._call(
+            self._update_graph,
+            tf.constant(x),
+            tf.constant(labels),
+            tf.constant(target.probabilities),
+            tf.constant(target.weight, tf.float32),
+        )
+        return float(loss), int(correct)
+
+    def _call(self, graph: Callable[..., Any], *tensors: Any) -> Any:
+        """Call a graph traced for just these shapes.
+
+        Without tf.function's own dispatch, which costs a small model half of its step.
+        """
+        key = graph.__name__, *(tuple(t.shape) for t in tensors)
+        if key not in self._traced:
+            self._traced[key] = tf.function(graph).get_concrete_function(*tensors)
+        return self._traced[key](*tensors)
+
+    def _predict_graph(self, x: Any) -> Any:
+        return self.model(x, training=False)
+
+    def _update_graph(self, x: Any, labels: Any, others: Any, weight: Any) -> Any:
+        with tf.GradientTape() as tape:
+            # Behind an identity, Keras takes the probabilities as they are, clipped at 1e-7; else it would find the
+            # logits that the softmax made them from.
+            own = tf.identity(self.model(x, training=True))
+            loss = self.loss(labels, own, others, weight)
+            objective = tf.add_n([loss, *self.model.losses]) if self.model.losses else loss
+        gradients = tape.gradient(objective, self.model.trainable_variables)
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        right = tf.equal(tf.argmax(own, axis=1), tf.argmax(labels, axis=1))
+        return loss, tf.reduce_sum(tf.cast(right, tf.int32))
+
+
+def learner(experiment: Experiment, peer: str, shape: tuple[int, ...], classes: int) -> TensorFlowLearner:
+    """The learner that the experiment describes for one of its peers, untrained."""
+    return TensorFlowLearner(*parts(experiment, peer, shape, classes))
+
+
+def devices_in_use() -> str:
+    """The framework and what it computes on, for people."""
+    visible = tf.config.get_visible_devices("GPU")
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in visible]
+    return f"TensorFlow {tf.__version__} computes on {', '.join(names) or 'the CPU'}"
