@@ -23,27 +23,50 @@ def coordinator(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. epochs=5 or exchange.weight.end=0.2.")
     ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without TLS.")] = False,
+    certs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with this coordinator's certificate: TLS, and only callers of the same authority.",
+            envvar="ENTANGLED_CERTS",
+        ),
+    ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(help="The coordinator's file of `entangled tokens init`: callers show a token."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond this machine with neither: whoever reaches it gets in.")
+    ] = False,
 ) -> None:
     """Coordinate one run: hand out sample orders, check and answer predictions, keep the log.
 
     Ends when every peer is done, with the run's summary.json written.
 
-        entangled coordinator mnist --listen 0.0.0.0:50051 --insecure --run-dir runs/x
+        entangled coordinator mnist --listen 0.0.0.0:50051 --certs certs/coordinator --run-dir runs/x
     """
-    process.main(lambda: _serve(experiment, run_dir, listen, overrides or [], insecure))
+    process.main(lambda: _serve(experiment, run_dir, listen, overrides or [], certs, tokens, insecure))
 
 
-def _serve(name: str, run_dir: Path, listen: str, overrides: list[str], insecure: bool) -> None:
+def _serve(
+    name: str,
+    run_dir: Path,
+    listen: str,
+    overrides: list[str],
+    certs: Path | None,
+    tokens: Path | None,
+    insecure: bool,
+) -> None:
     import uvloop
 
+    from coordinator import doors
     from coordinator.server import serve
 
     process.log_to(run_dir / "coordinator.log")
     settings = experiment_file.load(name, overrides)
-    process.warn_if_open(listen, insecure)
+    lock = doors.load(certs, tokens)
+    doors.check_listen(listen, lock, insecure=insecure)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, listen, run_dir))
+        runner.run(serve(settings, listen, run_dir, lock))
 
 
 if __name__ == "__main__":

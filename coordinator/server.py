@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from coordinator.archive import Archive
+from coordinator.doors import Doorkeeper, Lock
 from coordinator.recorder import Recorder
 from coordinator.run_folder import RunFolder
 from coordinator.service import CoordinatorService
@@ -49,13 +50,14 @@ FAREWELL_SECONDS = 2.0
 """How long a run that failed says so to peers that come back."""
 
 
-async def serve(experiment: Experiment, listen: str, run: Path) -> None:
+async def serve(experiment: Experiment, listen: str, run: Path, lock: Lock | None = None) -> None:
     """Coordinate one run, from the first peer to the last goodbye; one that was interrupted goes on.
 
     Args:
         experiment: what is to be run.
         listen: `host:port` or `unix:PATH`.
         run: the run's folder; gets `experiment.toml`, `run.json`, `exchange/`, `summary.json`.
+        lock: what callers need to get in; nothing by default, which is for `unix:PATH` and this host's own addresses.
 
     Raises:
         EntangledError: the run failed; the message says because of whom.
@@ -74,7 +76,7 @@ async def serve(experiment: Experiment, listen: str, run: Path) -> None:
     recorder = Recorder(run, experiment, durable, disk_failed)
     session = Session(experiment, time.monotonic(), folder.restored(recorder.resumed))
     service = CoordinatorService(session, toml, folder, recorder.add, recorder.thin)
-    server = await _start(service, listen)
+    server = await _start(service, listen, lock or Lock(), experiment.peer_names)
     log.info("coordinating %s for %s on %s", experiment.name, ", ".join(experiment.peer_names), listen)
     if session.complete:
         log.info("going on after %d of %d exchanges", session.complete, service.activity().total)
@@ -102,16 +104,17 @@ async def serve(experiment: Experiment, listen: str, run: Path) -> None:
         await server.stop(grace=1)
 
 
-async def _start(service: CoordinatorService, listen: str) -> grpc.aio.Server:
-    server = grpc.aio.server(options=OPTIONS)
+async def _start(service: CoordinatorService, listen: str, lock: Lock, peers: tuple[str, ...]) -> grpc.aio.Server:
+    server = grpc.aio.server(options=OPTIONS, interceptors=[Doorkeeper(lock, peers)])
     add_CoordinatorServicer_to_server(service, server)
     checks: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     name = pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
-    names = (name, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
+    if lock.tokens is None:  # else it would answer whoever has none
+        names = (name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
     try:
-        server.add_insecure_port(listen)
+        lock.listen(server, listen)
     except RuntimeError:
         raise EntangledError(f"cannot listen on {listen}: port in use, or not this host's address?") from None
     await server.start()

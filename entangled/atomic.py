@@ -41,3 +41,20 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_secret(path: Path, content: bytes) -> None:
+    """Write what only this user may read: mode 0600 from the first byte on."""
+
+    def secretly(file: Path) -> None:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+            os.fchmod(stream.fileno(), 0o600)  # also where an interrupted write left the file behind
+            stream.write(content)
+
+    write(path, secretly)
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder that only this user may look into (mode 0700); one that is there stays as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)

@@ -4,6 +4,7 @@
      ├─ ExperimentError      the experiment file is wrong
      ├─ DataError            a data set or model cannot be used
      ├─ LogError             the exchange log is damaged or does not belong here
+     ├─ CredentialsError     certificates or tokens cannot be used
      ├─ RefusedError         the coordinator refuses a peer's message
      │   ├─ AlignmentError     … it is about other samples than the coordinator's
      │   ├─ PredictionError    … it is not a probability distribution of the expected shape
@@ -50,6 +51,10 @@ class DataError(EntangledError):
 
 class LogError(EntangledError):
     """The exchange log is damaged, or belongs to another run."""
+
+
+class CredentialsError(EntangledError):
+    """Certificates or tokens cannot be used. No such message holds a secret."""
 
 
 class RefusedError(EntangledError):

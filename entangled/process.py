@@ -76,13 +76,3 @@ def quiet() -> Generator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def warn_if_open(listen: str, insecure: bool) -> None:
-    """Warn about an address that others can reach while nothing protects it."""
-    host = listen.rpartition(":")[0].strip("[]")
-    if not listen.startswith("unix:") and host not in ("localhost", "::1") and not host.startswith("127."):
-        hint = "" if insecure else " (--insecure says that you know)"
-        logging.getLogger(__name__).warning(
-            "%s can be reached from other hosts and has no TLS: whoever reaches it can join%s", listen, hint
-        )

@@ -32,18 +32,33 @@ def peer(
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, gpu or gpu:N of this host, instead of the experiment's.")
     ] = None,
+    certs: Annotated[
+        Path | None, typer.Option(help="Folder with this peer's certificate: TLS.", envvar="ENTANGLED_CERTS")
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with this peer's token; or ENTANGLED_TOKEN.", envvar="ENTANGLED_TOKEN_FILE"),
+    ] = None,
 ) -> None:
     """Train one peer of a run. The experiment comes from the coordinator.
 
     A peer that was stopped or killed goes on where it was when it is started again with the same command; the others
     wait for it.
 
-    entangled peer cnn --coordinator host:50051 --run-dir runs/x
+    entangled peer cnn --coordinator host:50051 --certs certs/cnn --run-dir runs/x
     """
-    process.main(lambda: _train(name, coordinator, run_dir, connect_seconds, device))
+    process.main(lambda: _train(name, coordinator, run_dir, connect_seconds, device, certs, token_file))
 
 
-def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float, device: str | None) -> None:
+def _train(
+    name: str,
+    coordinator: str,
+    run_dir: Path,
+    connect_seconds: float,
+    device: str | None,
+    certs: Path | None,
+    token_file: Path | None,
+) -> None:
     from entangled.participation.joining import join
 
     folder = run_dir / "peers" / name
@@ -54,7 +69,7 @@ def _train(name: str, coordinator: str, run_dir: Path, connect_seconds: float, d
         return
     sys.path.insert(0, os.getcwd())  # the user's own `module:function`
     try:
-        with join(coordinator, name, connect_seconds=connect_seconds) as joined:
+        with join(coordinator, name, connect_seconds=connect_seconds, certs=certs, token_file=token_file) as joined:
             from peer import backends, trainer
 
             log.info("peer %s trains model %s for %s", name, joined.experiment.peers[name].model, coordinator)

@@ -13,6 +13,7 @@ import typer
 from entangled import experiment_file, grpc_settings
 
 if TYPE_CHECKING:
+    from entangled.credentials import Credentials
     from entangled.launch.doctor import Finding
 
 
@@ -32,6 +33,12 @@ def doctor(
     listen: Annotated[str, typer.Option(help="Where a coordinator would listen on this host.")] = "0.0.0.0:50051",
     run_dir: Annotated[Path, typer.Option(help="Where runs would be written.")] = Path("runs"),
     seconds: Annotated[float, typer.Option(help="How long the coordinator may take to answer.")] = 5.0,
+    certs: Annotated[
+        Path | None, typer.Option(help="Folder with the certificate to show it.", envvar="ENTANGLED_CERTS")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token to show it.", envvar="ENTANGLED_TOKEN_FILE")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Could this host take part? Versions, devices, disk, port; the coordinator's clock and round trip; and each peer.
@@ -42,8 +49,12 @@ def doctor(
     Examples: `entangled doctor`, `entangled doctor my.toml`, `entangled doctor --coordinator host1:50051 --peer cnn`.
     """
     grpc_settings.apply()
+    from entangled import credentials
+
+    mine = credentials.load(certs, token_file)
     failed, shown = False, list[dict[str, str]]()
-    for finding in _examine(experiment, coordinator, peer or [], overrides or [], device, listen, run_dir, seconds):
+    found = _examine(experiment, coordinator, peer or [], overrides or [], device, listen, run_dir, seconds, mine)
+    for finding in found:
         failed = failed or finding.state == "fails"
         shown.append(asdict(finding))
         if not as_json:
@@ -65,16 +76,15 @@ def _examine(
     listen: str,
     run_dir: Path,
     seconds: float,
+    mine: Credentials,
 ) -> Iterator[Finding]:
-    import grpc
-
     from entangled.launch import doctor as examine
 
     experiment = None if name is None else experiment_file.load(name, overrides)
     yield from examine.this_host(run_dir, listen)
     if address is not None:
-        with grpc.insecure_channel(address) as channel:
-            findings, theirs = examine.coordinator(address, channel, seconds)
+        with mine.blocking_channel(address) as channel:
+            findings, theirs = examine.coordinator(address, channel, seconds, mine)
         yield from findings
         experiment = experiment or theirs
     if experiment is not None:

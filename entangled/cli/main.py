@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from entangled import __version__, grpc_settings
-from entangled.cli import doctor, log, study
+from entangled.cli import certs, doctor, log, study, tokens
 from entangled.errors import EntangledError
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(log.app, name="log")
+app.add_typer(certs.app, name="certs")
+app.add_typer(tokens.app, name="tokens")
 app.command()(study.study)
 app.command()(study.compare)
 app.command()(doctor.doctor)

@@ -21,6 +21,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from entangled import PROTOCOL_VERSION, devices, experiment_file
+from entangled.credentials import NOTHING, Credentials
 from entangled.errors import EntangledError
 from entangled.experiment import Experiment
 from entangled.status import from_status
@@ -119,13 +120,16 @@ def _port(listen: str) -> Finding:
     return Finding("port", "ok", f"{listen} is free for a coordinator; a peer needs no open port")
 
 
-def coordinator(address: str, channel: grpc.Channel, seconds: float) -> tuple[list[Finding], Experiment | None]:
+def coordinator(
+    address: str, channel: grpc.Channel, seconds: float, mine: Credentials = NOTHING
+) -> tuple[list[Finding], Experiment | None]:
     """What another host's coordinator is to this one: version, run, round trip, clock.
 
     Args:
         address: for messages.
         channel: to it.
         seconds: how long an answer may take.
+        mine: what is shown at the coordinator's door.
 
     Returns:
         The findings, and the experiment where the coordinator told it.
@@ -133,13 +137,15 @@ def coordinator(address: str, channel: grpc.Channel, seconds: float) -> tuple[li
     stub: Any = CoordinatorStub(channel)
     request = pb.GetExperimentRequest(protocol_version=PROTOCOL_VERSION)
     try:
-        reply: pb.GetExperimentReply = stub.GetExperiment(request, timeout=seconds, wait_for_ready=True)
+        reply: pb.GetExperimentReply = stub.GetExperiment(
+            request, timeout=seconds, wait_for_ready=True, metadata=mine.metadata
+        )
         experiment = experiment_file.loads(reply.experiment_toml, f"the experiment of {address}")
-        round_trips, offset = _measure(channel, stub, request, seconds)
+        round_trips, offset = _measure(channel, stub, request, seconds, mine)
     except grpc.RpcError as error:
         call: Any = error
         if call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            return [_silent(address, seconds)], None
+            return [_silent(address, seconds, mine)], None
         raised = from_status(call.code(), call.details() or "", call.trailing_metadata() or ())
         return [Finding("coordinator", "fails", str(raised), "mend that, or install the same release there")], None
     except EntangledError as error:
@@ -167,7 +173,7 @@ def coordinator(address: str, channel: grpc.Channel, seconds: float) -> tuple[li
 
 
 def _measure(
-    channel: grpc.Channel, stub: Any, request: pb.GetExperimentRequest, seconds: float
+    channel: grpc.Channel, stub: Any, request: pb.GetExperimentRequest, seconds: float, mine: Credentials
 ) -> tuple[list[float], float | None]:
     """Round trips in seconds, and by how much the coordinator's clock is ahead, as the fastest one tells it."""
     health: Any = health_pb2_grpc.HealthStub(channel)
@@ -179,14 +185,14 @@ def _measure(
     offsets: list[tuple[float, float]] = []
     for _ in range(ROUND_TRIPS):
         sent = time.time()
-        clock = stub.GetExperiment(request, timeout=seconds).clock / 1e6
+        clock = stub.GetExperiment(request, timeout=seconds, metadata=mine.metadata).clock / 1e6
         got = time.time()
         if clock:
             offsets.append((got - sent, clock - (sent + got) / 2))
     return round_trips, min(offsets)[1] if offsets else None
 
 
-def _silent(address: str, seconds: float) -> Finding:
+def _silent(address: str, seconds: float, mine: Credentials) -> Finding:
     """Nobody answers: say what TCP says, since that is what has to be mended."""
     found = f"nobody answers at {address} within {seconds:g} s"
     if address.startswith("unix:"):
@@ -194,7 +200,8 @@ def _silent(address: str, seconds: float) -> Finding:
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds):
-            what = "something listens there, but does not answer: does it want TLS (--certs), or is it no coordinator?"
+            unknown = ", but does not answer: does it want TLS (--certs), or is it no coordinator?"
+            what = "something listens there" + (mine.why_not(address) or unknown)
     except ConnectionRefusedError:
         what = "the host is there, but nothing listens on that port: start the coordinator, on --listen 0.0.0.0:PORT"
     except TimeoutError:

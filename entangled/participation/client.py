@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from entangled.alignment import Fingerprint, Position, SampleIds
+from entangled.credentials import NOTHING, Credentials
 from entangled.distribution import Probabilities
 from entangled.errors import EntangledError, UnreachableError
 from entangled.experiment import Experiment
@@ -30,20 +31,24 @@ class CoordinatorClient(Exchange):
         address: `host:port` or `unix:PATH`.
         peer: this peer's name in the experiment.
         connect_seconds: how long to wait for a coordinator to be there at all.
+        credentials: what this peer shows at the coordinator's door.
 
     Raises:
         UnreachableError: nobody answers at `address`.
         ProtocolError: the coordinator is of another version.
+        MembershipError: the coordinator does not let these credentials in.
     """
 
-    def __init__(self, address: str, peer: str, connect_seconds: float = 60.0) -> None:
+    def __init__(
+        self, address: str, peer: str, connect_seconds: float = 60.0, credentials: Credentials = NOTHING
+    ) -> None:
         self.peer = peer
         self.address = address
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"peer {peer}", daemon=True)
         self._thread.start()
         self._told: queue.SimpleQueue[SoftTarget | EntangledError] = queue.SimpleQueue()
-        self._connection = Connection(address, peer)
+        self._connection = Connection(address, peer, credentials)
         try:
             self._run(self._connection.open(connect_seconds))
         except EntangledError:

@@ -17,6 +17,7 @@ import grpc.aio
 
 from entangled import PROTOCOL_VERSION, codec
 from entangled.alignment import Fingerprint, Layout, Position, SampleIds, batch_digest
+from entangled.credentials import NOTHING, Credentials
 from entangled.distribution import Probabilities
 from entangled.errors import AlignmentError, EntangledError, ProtocolError, UnreachableError
 from entangled.experiment import Experiment
@@ -65,9 +66,10 @@ class Connection:
     experiment: Experiment
     run_id: str
 
-    def __init__(self, address: str, peer: str) -> None:
+    def __init__(self, address: str, peer: str, credentials: Credentials = NOTHING) -> None:
         self.peer = peer
         self.address = address
+        self._credentials = credentials
         self._instance = uuid.uuid4().hex
         self._channel: Any = None
         self._stub: Any = None
@@ -102,16 +104,19 @@ class Connection:
         Raises:
             UnreachableError: nobody answers at the address.
             ProtocolError: the coordinator is of another version.
+            MembershipError: the coordinator does not let these credentials in.
         """
-        self._channel = grpc.aio.insecure_channel(self.address, options=OPTIONS)
+        self._channel = self._credentials.channel(self.address, OPTIONS)
         self._stub = CoordinatorStub(self._channel)
         request = pb.GetExperimentRequest(protocol_version=PROTOCOL_VERSION)
         try:
-            reply = await self._stub.GetExperiment(request, timeout=seconds, wait_for_ready=True)
+            shown = self._credentials.metadata
+            reply = await self._stub.GetExperiment(request, timeout=seconds, wait_for_ready=True, metadata=shown)
         except grpc.aio.AioRpcError as error:
             raised = _raised(error)
             if isinstance(raised, UnreachableError):
-                raise UnreachableError(f"no coordinator answers at {self.address} within {seconds:g} s") from None
+                why = await asyncio.to_thread(self._credentials.why_not, self.address)
+                raise UnreachableError(f"no coordinator answers at {self.address} within {seconds:g} s{why}") from None
             raise raised from None
         self.run_id = reply.run_id
         self.experiment = loads(reply.experiment_toml, f"the experiment of {self.address}")
@@ -365,7 +370,7 @@ class Connection:
 
     async def _join(self, fingerprint: Fingerprint) -> None:
         self._welcome = self._broken = None
-        call = self._stub.Exchange(wait_for_ready=True)
+        call = self._stub.Exchange(wait_for_ready=True, metadata=self._credentials.metadata)
         stream = self._stream = Stream(call, self.address, self._arrived, self._ended)
         stream.send(
             pb.PeerMessage(
@@ -396,7 +401,8 @@ class Connection:
 
     async def _order(self, epoch: int) -> SampleIds:
         try:
-            call = self._stub.GetSampleOrder(pb.GetSampleOrderRequest(epoch=epoch), timeout=ROUND_TRIP_SECONDS)
+            request, shown = pb.GetSampleOrderRequest(epoch=epoch), self._credentials.metadata
+            call = self._stub.GetSampleOrder(request, timeout=ROUND_TRIP_SECONDS, metadata=shown)
             return codec.decode_order([chunk async for chunk in call])
         except grpc.aio.AioRpcError as error:
             raise _raised(error) from None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from entangled import datasets
+from entangled import credentials, datasets
 from entangled.errors import EntangledError, MembershipError
 from entangled.experiment import Experiment
 from entangled.participation.client import CoordinatorClient
@@ -13,7 +14,14 @@ from entangled.participation.peer import Peer
 
 
 def join(
-    address: str, name: str, data: Any = None, *, classes: int | None = None, connect_seconds: float = 60.0
+    address: str,
+    name: str,
+    data: Any = None,
+    *,
+    classes: int | None = None,
+    connect_seconds: float = 60.0,
+    certs: Path | str | None = None,
+    token_file: Path | str | None = None,
 ) -> Peer:
     """Become a peer of a run, with a training loop of one's own.
 
@@ -34,17 +42,21 @@ def join(
             names. With ids alone, contents are not compared, which all peers must then agree on.
         classes: number of classes, where `data` is ids or their number.
         connect_seconds: how long to wait for a coordinator to be there.
+        certs: the folder with this peer's certificate, for TLS.
+        token_file: with this peer's token; else the environment variable ENTANGLED_TOKEN holds it, if there is one.
 
     Returns:
         The peer: a context manager, and an iterator over batches.
 
     Raises:
         UnreachableError: nobody answers at `address`.
-        MembershipError: the experiment has no such peer, or it is there already.
+        MembershipError: the experiment has no such peer, or it is there already, or these credentials are not its.
+        CredentialsError: the certificates or the token cannot be used.
         AlignmentError: the data set is another one than the other peers'.
         DataError: the data set cannot be had.
     """
-    client = CoordinatorClient(address, name, connect_seconds)
+    shown = credentials.load(Path(certs) if certs else None, Path(token_file) if token_file else None)
+    client = CoordinatorClient(address, name, connect_seconds, shown)
     try:
         return Peer(client, client.experiment, name, client.run_id, choose(client.experiment, name, data, classes))
     except EntangledError:

@@ -60,7 +60,7 @@ class CoordinatorServicer:
     """Missing associated documentation comment in .proto file."""
 
     def GetExperiment(self, request, context):
-        """The experiment, as resolved by the coordinator. Idempotent; needs no membership, so that a peer can learn from it
+        """The experiment, as resolved by the coordinator. Idempotent; needs no join, so that a peer can learn from it
         which data and model it needs before it joins.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -94,7 +94,7 @@ class CoordinatorServicer:
 
     def Watch(self, request, context):
         """What is going on, for people: an Activity whenever something changed, at most a few a second. The last one has
-        `finished` set. Anybody who may connect may watch; any number of watchers, none of which can slow the run.
+        `finished` set. Whoever may call may watch; no watcher can slow the run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

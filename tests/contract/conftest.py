@@ -16,6 +16,7 @@ from entangled.participation.seam import Exchange
 
 grpc_settings.apply()
 
+from coordinator.doors import Lock  # noqa: E402
 from tests.contract.processes import LiveCoordinator  # noqa: E402
 from tests.fakes import InMemoryCoordinator  # noqa: E402
 
@@ -23,7 +24,9 @@ from tests.fakes import InMemoryCoordinator  # noqa: E402
 class Coordinate(Protocol):
     """Starts a coordinator."""
 
-    def __call__(self, experiment: Experiment, limit: int | None = None) -> LiveCoordinator: ...
+    def __call__(
+        self, experiment: Experiment, limit: int | None = None, lock: Lock | None = None, address: str = ""
+    ) -> LiveCoordinator: ...
 
 
 @pytest.fixture
@@ -31,9 +34,11 @@ def coordinate() -> Iterator[Coordinate]:
     """Starts coordinators, and ends them after the test."""
     with contextlib.ExitStack() as open_things:
 
-        def start(experiment: Experiment, limit: int | None = None) -> LiveCoordinator:
+        def start(
+            experiment: Experiment, limit: int | None = None, lock: Lock | None = None, address: str = ""
+        ) -> LiveCoordinator:
             folder = open_things.enter_context(tempfile.TemporaryDirectory(prefix="entangled-test-"))
-            live = LiveCoordinator(experiment, Path(folder), limit)
+            live = LiveCoordinator(experiment, Path(folder), limit, lock, address)
             open_things.callback(live.close)
             return live
 

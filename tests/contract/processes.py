@@ -13,7 +13,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from coordinator.doors import Lock
 from entangled.alignment import Fingerprint, Position, SampleIds
+from entangled.credentials import NOTHING, Credentials
 from entangled.distribution import Probabilities
 from entangled.errors import EntangledError
 from entangled.experiment import Experiment
@@ -29,38 +31,49 @@ FORKS.set_forkserver_preload(["__main__", "coordinator.server", "entangled.parti
 
 
 class LiveCoordinator:
-    """A coordinator's process. `limit` lowers the size of the largest message that it takes."""
+    """A coordinator's process.
 
-    def __init__(self, experiment: Experiment, folder: Path, limit: int | None = None) -> None:
+    `limit` lowers the size of the largest message that it takes, `lock` is what callers need, `address` where it
+    listens: on a socket in `folder`, unless something else is given.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: Path,
+        limit: int | None = None,
+        lock: Lock | None = None,
+        address: str = "",
+    ) -> None:
         self.experiment = experiment
         self.run = folder / "run"
-        self.address = f"unix:{folder}/coordinator.sock"
+        self.address = address or f"unix:{folder}/coordinator.sock"
         self._closing: list[Callable[[], None]] = []
         self._outcome, theirs = FORKS.Pipe(duplex=False)
-        arguments = theirs, experiment, self.address, self.run, limit
+        arguments = theirs, experiment, self.address, self.run, limit, lock
         self._process = FORKS.Process(target=_coordinate, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
 
-    def peer(self, name: str) -> RemotePeer:
+    def peer(self, name: str, shown: Credentials = NOTHING) -> RemotePeer:
         """A new peer process."""
-        return self.peer_at(self.address, name)
+        return self.peer_at(self.address, name, shown)
 
-    def peer_at(self, address: str, name: str) -> RemotePeer:
+    def peer_at(self, address: str, name: str, shown: Credentials = NOTHING) -> RemotePeer:
         """A new peer process that finds this coordinator at another address."""
-        peer = RemotePeer(address, name)
+        peer = RemotePeer(address, name, shown)
         self._closing.append(peer.close)
         return peer
 
-    def raw(self) -> RawPeer:
+    def raw(self, shown: Credentials = NOTHING) -> RawPeer:
         """A new stream to speak on by hand."""
-        raw = RawPeer(self.address, DEADLINE)
+        raw = RawPeer(self.address, DEADLINE, shown)
         self._closing.append(raw.close)
         return raw
 
-    def channel(self) -> Any:
+    def channel(self, shown: Credentials = NOTHING) -> Any:
         """A gRPC channel for everything else."""
-        channel = channel_to(self.address)
+        channel = channel_to(self.address, shown)
         self._closing.append(channel.close)
         return channel
 
@@ -82,9 +95,9 @@ class LiveCoordinator:
 class RemotePeer(Exchange):
     """`CoordinatorClient` in a process of its own."""
 
-    def __init__(self, address: str, name: str) -> None:
+    def __init__(self, address: str, name: str, shown: Credentials = NOTHING) -> None:
         self._pipe, theirs = FORKS.Pipe()
-        self._process = FORKS.Process(target=_follow, args=(theirs, address, name), daemon=True)
+        self._process = FORKS.Process(target=_follow, args=(theirs, address, name, shown), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -144,22 +157,26 @@ class RemotePeer(Exchange):
         return value
 
 
-def _coordinate(outcome: Connection, experiment: Experiment, address: str, run: Path, limit: int | None) -> None:
+def _coordinate(
+    outcome: Connection, experiment: Experiment, address: str, run: Path, limit: int | None, lock: Lock | None
+) -> None:
     from coordinator import server
+    from entangled import process
 
+    process.log_to(run / "coordinator.log")
     if limit is not None:
         server.OPTIONS = [(k, limit if k == "grpc.max_receive_message_length" else v) for k, v in server.OPTIONS]
     try:
-        asyncio.run(server.serve(experiment, address, run))
+        asyncio.run(server.serve(experiment, address, run, lock))
         outcome.send(None)
     except EntangledError as error:
         outcome.send(error)
 
 
-def _follow(pipe: Connection, address: str, name: str) -> None:
+def _follow(pipe: Connection, address: str, name: str, shown: Credentials) -> None:
     from entangled.participation.client import CoordinatorClient
 
-    client = CoordinatorClient(address, name, connect_seconds=DEADLINE)
+    client = CoordinatorClient(address, name, DEADLINE, shown)
     with contextlib.suppress(EOFError):  # the test is over
         while True:
             method, arguments, keywords = pipe.recv()

@@ -11,6 +11,7 @@ import numpy as np
 
 from entangled import PROTOCOL_VERSION, codec
 from entangled.alignment import Fingerprint, Position, batch_digest, sample_order
+from entangled.credentials import NOTHING, Credentials
 from entangled.errors import EntangledError
 from entangled.experiment import Experiment
 from entangled.status import from_status
@@ -25,9 +26,9 @@ OPTIONS = [
 ]
 
 
-def channel_to(address: str) -> Any:
+def channel_to(address: str, shown: Credentials = NOTHING) -> Any:
     """A channel without limits of its own."""
-    return grpc.insecure_channel(address, options=OPTIONS)
+    return shown.blocking_channel(address, OPTIONS)
 
 
 def join(peer: str, instance: str = "", fingerprint: Fingerprint | None = None, version: int = PROTOCOL_VERSION):
@@ -63,12 +64,14 @@ def final(experiment: Experiment):
 class RawPeer:
     """One Exchange stream. `received` keeps everything that came on it."""
 
-    def __init__(self, address: str, seconds: float) -> None:
+    def __init__(self, address: str, seconds: float, shown: Credentials = NOTHING) -> None:
         self.received: list[pb.CoordinatorMessage] = []
         self._outgoing: queue.SimpleQueue[pb.PeerMessage | bytes | None] = queue.SimpleQueue()
-        self._channel = channel_to(address)
+        self._channel = channel_to(address, shown)
         method = self._channel.stream_stream(METHOD, _serialise, pb.CoordinatorMessage.FromString)
-        self._call = method(iter(self._outgoing.get, None), wait_for_ready=True, timeout=seconds)
+        self._call = method(
+            iter(self._outgoing.get, None), wait_for_ready=True, timeout=seconds, metadata=shown.metadata
+        )
 
     def send(self, *messages: pb.PeerMessage | bytes) -> None:
         """Send messages, or bytes in the place of one."""

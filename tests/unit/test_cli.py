@@ -98,8 +98,8 @@ def test_what_it_does_not_know_ends_with_code_2(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("role", "options"),
     [
-        ("coordinator", ["--run-dir", "--listen", "--set", "--insecure"]),
-        ("peer", ["NAME", "--coordinator", "--run-dir", "--connect-seconds"]),
+        ("coordinator", ["--run-dir", "--listen", "--set", "--certs", "--tokens", "--insecure"]),
+        ("peer", ["NAME", "--coordinator", "--run-dir", "--connect-seconds", "--certs", "--token-file"]),
     ],
 )
 def test_the_roles_help_under_the_name_they_were_called_by(role: str, options: list[str]) -> None:
@@ -132,7 +132,8 @@ def test_a_peer_without_a_coordinator_says_so_in_one_line(tmp_path: Path) -> Non
 
 def test_the_coordinator_refuses_what_it_cannot_listen_on(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "coordinator", "smoke", "--listen", "nowhere.invalid:1", "--run-dir", str(tmp_path)],
+        [sys.executable, "-m", "coordinator", "smoke", "--listen", "nowhere.invalid:1", "--insecure"],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
