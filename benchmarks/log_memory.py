@@ -41,7 +41,7 @@ def make(folder: Path, rows: int) -> Path:
     data = fingerprint(np.arange(layout.samples), CLASSES)
     description = {"run_id": "made-up", "samples": layout.samples, "classes": CLASSES, "finals": {}}
     (folder / "run.json").write_text(json.dumps({**description, "ids_digest": data.ids_digest.hex()}), "utf-8")
-    log, random = Writer(folder, genesis(toml), 2), np.random.default_rng(0)
+    log, random = Writer(folder, genesis(toml)), np.random.default_rng(0)
     order = sample_order(np.arange(layout.samples), "none", 0, 0)
     predictions = random.dirichlet(np.ones(CLASSES), (2, 1)).astype(np.float32)
     said = [
@@ -52,7 +52,8 @@ def make(folder: Path, rows: int) -> Path:
         ids = layout.batch(order, position.step)
         weight = float(np.float32(weight_at(experiment.exchange.weight, position, layout)))
         for peer, one in zip(experiment.peer_names, said, strict=True):
-            log.append(Row(position, index, peer, weight, ids, batch_digest(position, ids), *one, 0, index, 0, 40))
+            row = position, index, peer, experiment.peer_names, weight, ids, batch_digest(position, ids), *one
+            log.append(Row(*row, 0, index, 0, 40))
         if index % 1000 == 999:
             log.flush()
     log.finish_epoch()

@@ -39,7 +39,20 @@ def made_up(exchanges: int) -> Iterator[Row]:
         for peer, own, mine in zip("ab", predictions, measured, strict=True):
             at, shape = 1_700_000_000_000_000 + 9_973 * index, (ROWS, CLASSES)
             said = shape, own, prediction_digest(own), mine
-            yield Row(position, index, peer, 0.05, ids, digest, *said, 0, at, int(random.integers(9999)), own.nbytes)
+            yield Row(
+                position,
+                index,
+                peer,
+                ("a", "b"),
+                0.05,
+                ids,
+                digest,
+                *said,
+                0,
+                at,
+                int(random.integers(9999)),
+                own.nbytes,
+            )
 
 
 def show(name: str, run: Path) -> None:
@@ -70,7 +83,7 @@ def main(
     keeps = {"full": lambda _: True, "sampled": lambda index: index % 10 == 0, "statistics": lambda _: False}
     with tempfile.TemporaryDirectory() as folder:
         for mode, kept in keeps.items():
-            log = Writer(Path(folder) / mode, genesis(""), 2)
+            log = Writer(Path(folder) / mode, genesis(""))
             for row in made_up(exchanges):
                 log.append(row)
                 log.flush()

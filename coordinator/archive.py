@@ -16,16 +16,15 @@ class Archive:
     """Logged exchanges by position, for one peer that catches up: in order they are read once, a batch at a time."""
 
     def __init__(self, run: Path, experiment: Experiment) -> None:
-        """Look into the log in folder `run`, of which each exchange has a row for each of the experiment's peers."""
+        """Look into the log in folder `run`."""
         self._run = run
-        self._peers = experiment.peer_names
         self._mode = experiment.exchange.log
         self._epoch = -1
         self._next = -1
         self._rows: Iterator[Row] = iter(())
 
-    def exchange(self, position: Position, index: int) -> tuple[float, list[Probabilities]]:
-        """λ and every peer's prediction, in the experiment's order.
+    def exchange(self, position: Position, index: int) -> tuple[tuple[str, ...], list[Probabilities]]:
+        """The members and their predictions, in the experiment's order.
 
         Raises:
             LogError: the log does not hold this position, or no longer its predictions.
@@ -37,10 +36,10 @@ class Archive:
                 f"exchange.log = {self._mode} keeps no predictions that old as a peer asks for at {position}: its "
                 "checkpoints are lost; start the run anew"
             )
-        return rows[0].weight, predictions
+        return rows[0].members, predictions
 
     def rows(self, position: Position, index: int) -> list[Row]:
-        """Every peer's row, in the experiment's order.
+        """Every member's row, in the experiment's order.
 
         Raises:
             LogError: the log does not hold this position.
@@ -52,8 +51,9 @@ class Archive:
             self._reopen(position.epoch)
             found = self._find(index)
         self._next = index + 1
-        if [row.peer for row in found] != list(self._peers):
-            raise LogError(f"the log does not hold {position}", expected=f"rows of {', '.join(self._peers)}")
+        members = found[0].members if found else ()
+        if not found or tuple(row.peer for row in found) != members:
+            raise LogError(f"the log does not hold {position}", expected=f"rows of {', '.join(members)}")
         return found
 
     def _find(self, index: int) -> list[Row]:
@@ -61,7 +61,7 @@ class Archive:
         for row in self._rows:
             if row.index == index:
                 found.append(row)
-            if len(found) == len(self._peers):
+            if found and len(found) == len(found[0].members):
                 break
         return found
 

@@ -98,15 +98,16 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A complete exchange: one batch's predictions, and what each peer gets back."""
+    """A complete exchange: one batch's predictions, and what each member gets back."""
 
     position: Position
     index: int
     sample_ids: SampleIds
     digest: bytes
     weight: float
+    """λ in force; 0 where one was alone."""
     arrivals: dict[str, Arrival]
-    """By peer, in the experiment's order."""
+    """By member, in the experiment's order."""
     targets: dict[str, Probabilities]
 
 
@@ -145,6 +146,8 @@ class Recall:
     position: Position
     index: int
     digest: bytes
+    weight: float
+    """The schedule's."""
     probabilities: Probabilities
     """What was repeated, to be compared with what is in the log."""
 
@@ -165,7 +168,7 @@ class Thin:
 
 @dataclass(frozen=True)
 class Warn:
-    """Something a person should know that changes nothing."""
+    """Something a person should know."""
 
     message: str
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from coordinator.events import Exchange
 from entangled import faults
-from entangled.distribution import Combination, statistics
+from entangled.distribution import statistics
 from entangled.exchange_log import Row, genesis, prediction_digest
 from entangled.experiment import Experiment
 from entangled.experiment_file import dumps
@@ -49,9 +49,11 @@ class Recorder:
         on_durable: Callable[[int], None],
         on_error: Callable[[Exception], None],
     ) -> None:
-        self._writer = Writer(run, genesis(dumps(experiment)), len(experiment.peers))
+        self._writer = Writer(run, genesis(dumps(experiment)))
         self._keeps = experiment.exchange.keeps
-        self._combination = experiment.combination()
+        self._experiment = experiment
+        # Who waits for the disk at every exchange does not wait for more of them.
+        self._gather = GATHER_SECONDS if experiment.exchange.on_missing == "wait" else 0.0
         self._on_durable = on_durable
         self._on_error = on_error
         self._failed = False
@@ -85,12 +87,17 @@ class Recorder:
         """How many exchanges, from the first, the log held when it was opened."""
         return self._writer.resumed
 
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Who took part in the last exchange that the log held when it was opened."""
+        return self._writer.members
+
     def _work(self) -> None:
         try:
             while True:
                 first = self._queue.get()
                 if first is not None:
-                    time.sleep(GATHER_SECONDS)
+                    time.sleep(self._gather)
                 if self._write([first]):
                     return
         except Exception as error:  # the disk's, whatever it is: the run must hear of it
@@ -102,7 +109,7 @@ class Recorder:
         while not self._queue.empty() and len(items) < 1024:
             items.append(self._queue.get())
         exchanges = [item for item in items if isinstance(item, Exchange)]
-        for exchange, measured in zip(exchanges, _statistics(exchanges, self._combination), strict=True):
+        for exchange, measured in zip(exchanges, _statistics(exchanges, self._experiment), strict=True):
             self._append(exchange, measured)
         faults.point("coordinator", "before log write")
         self._writer.flush()
@@ -123,6 +130,7 @@ class Recorder:
                     exchange.position,
                     exchange.index,
                     peer,
+                    tuple(exchange.arrivals),
                     exchange.weight,
                     exchange.sample_ids,
                     exchange.digest,
@@ -138,19 +146,19 @@ class Recorder:
             )
 
 
-def _statistics(exchanges: Sequence[Exchange], combination: Combination) -> Iterator[npt.NDArray[np.float32]]:
+def _statistics(exchanges: Sequence[Exchange], experiment: Experiment) -> Iterator[npt.NDArray[np.float32]]:
     """`entangled.distribution.statistics` of each, as many at once as is fast."""
     begin = 0
     while begin < len(exchanges):
-        predictions = [_predictions(exchanges[begin])]
+        predictions, members = [_predictions(exchanges[begin])], list(exchanges[begin].arrivals)
         most = STATISTICS_BYTES // predictions[0].nbytes
         for exchange in exchanges[begin + 1 : begin + most]:
             found = _predictions(exchange)
-            if found.shape != predictions[0].shape:
+            if found.shape != predictions[0].shape or list(exchange.arrivals) != members:
                 break
             predictions.append(found)
         begin += len(predictions)
-        yield from statistics(np.stack(predictions, axis=1), combination)
+        yield from statistics(np.stack(predictions, axis=1), experiment.combination(members))
 
 
 def _predictions(exchange: Exchange) -> npt.NDArray[np.float32]:

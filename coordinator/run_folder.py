@@ -69,8 +69,8 @@ class RunFolder:
         self._description["finals"][peer] = values
         self._save()
 
-    def restored(self, complete: int) -> Restored | None:
-        """What is known of a run that began earlier, with `complete` exchanges in its log."""
+    def restored(self, complete: int, members: tuple[str, ...]) -> Restored | None:
+        """What is known of a run that began earlier, with `complete` exchanges in its log, the last among `members`."""
         if "samples" not in self._description:
             if complete:
                 raise LogError(
@@ -81,7 +81,7 @@ class RunFolder:
         data = Fingerprint(
             d["samples"], d["classes"], bytes.fromhex(d["ids_digest"]), bytes.fromhex(d["contents_digest"])
         )
-        return Restored(data, complete, d["finals"])
+        return Restored(data, complete, members, d["finals"])
 
     def _load(self) -> dict[str, Any]:
         path = self.path / "run.json"

@@ -11,7 +11,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -74,7 +73,7 @@ async def serve(experiment: Experiment, listen: str, run: Path, lock: Lock | Non
         loop.call_soon_threadsafe(service.durable, complete)
 
     recorder = Recorder(run, experiment, durable, disk_failed)
-    session = Session(experiment, time.monotonic(), folder.restored(recorder.resumed))
+    session = Session(experiment, time.monotonic(), folder.restored(recorder.resumed, recorder.members))
     service = CoordinatorService(session, toml, folder, recorder.add, recorder.thin)
     server = await _start(service, listen, lock or Lock(), experiment.peer_names)
     log.info("coordinating %s for %s on %s", experiment.name, ", ".join(experiment.peer_names), listen)
@@ -128,6 +127,7 @@ def _summary(session: Session, recorder: Recorder, folder: RunFolder) -> dict[st
     return {
         "experiment": session.experiment.name,
         "peers": {m.name: {**(m.final or {}), "agreement": agreement[m.name]} for m in session.members.values()},
+        "missing": [m.name for m in session.members.values() if not m.done],
         "exchanges": session.complete,
         "wall_seconds": folder.seconds,
         "final_weight": session.weight,
@@ -135,12 +135,15 @@ def _summary(session: Session, recorder: Recorder, folder: RunFolder) -> dict[st
     }
 
 
-def _agreement(session: Session, run: Path) -> dict[str, float]:
-    """Per peer, the share of the last epoch's samples on which it agreed with the other peers."""
+def _agreement(session: Session, run: Path) -> dict[str, float | None]:
+    """Per peer, the share of the last epoch's samples on which it agreed with the others; None without any others."""
     layout = session.experiment.layout(session.fingerprint.samples if session.fingerprint else 0)
-    archive, total = Archive(run, session.experiment), np.zeros(len(session.members))
+    archive = Archive(run, session.experiment)
+    agreeing, samples = dict.fromkeys(session.members, 0.0), dict.fromkeys(session.members, 0)
     for step in range(layout.steps_per_epoch):
         position = Position(layout.epochs - 1, step)
-        rows = archive.rows(position, layout.index(position))
-        total += np.array([row.statistics[_AGREEMENT] for row in rows], np.float64) * layout.rows(step)
-    return dict(zip(session.members, (total / layout.samples).tolist(), strict=True))
+        for row in archive.rows(position, layout.index(position)):
+            if len(row.members) > 1:
+                agreeing[row.peer] += float(row.statistics[_AGREEMENT]) * layout.rows(step)
+                samples[row.peer] += layout.rows(step)
+    return {name: agreeing[name] / samples[name] if samples[name] else None for name in session.members}

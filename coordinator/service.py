@@ -41,9 +41,8 @@ from coordinator.events import (
 )
 from coordinator.run_folder import RunFolder
 from coordinator.session import Session
-from entangled import PROTOCOL_VERSION, codec, faults
+from entangled import PROTOCOL_VERSION, codec, faults, membership
 from entangled.alignment import Position
-from entangled.distribution import soft_targets
 from entangled.errors import EntangledError, ProtocolError
 from entangled.status import to_status
 from entangled.v1 import exchange_pb2 as pb
@@ -285,17 +284,17 @@ class CoordinatorService(CoordinatorServicer):
 
     def _recall(self, recall: Recall) -> None:
         """Answer from the log: the same arithmetic on the same numbers gives what was answered first (guarantee 2)."""
-        peers = self.session.experiment.peer_names
         archive = self._archives.setdefault(recall.connection, Archive(self._folder.path, self.session.experiment))
-        weight, predictions = archive.exchange(recall.position, recall.index)
-        mine = peers.index(recall.peer)
-        if not np.array_equal(predictions[mine], recall.probabilities):
+        members, predictions = archive.exchange(recall.position, recall.index)
+        if recall.peer in members and not np.array_equal(predictions[members.index(recall.peer)], recall.probabilities):
             log.warning(
                 "peer %s repeated %s with another prediction; the first one stands", recall.peer, recall.position
             )
-        targets = soft_targets(predictions, self.session.experiment.combination())
-        target = codec.SoftTarget(recall.position, recall.digest, weight, targets[mine])
-        self._send(recall.connection, codec.encode_soft_target(target))
+        combination = self.session.experiment.combination(members)
+        target = membership.soft_target(recall.peer, members, predictions, combination)
+        weight = membership.weight(recall.peer, members, recall.weight)
+        answer = codec.SoftTarget(recall.position, recall.digest, weight, target)
+        self._send(recall.connection, codec.encode_soft_target(answer))
 
     def _joined(self) -> list[_Connection]:
         """The connections of peers; one that has not joined must not hear anything before its welcome."""

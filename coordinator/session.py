@@ -7,7 +7,7 @@ sender did something wrong. It never reads a clock, never blocks and never touch
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,7 +36,8 @@ from coordinator.events import (
     Warn,
     Welcome,
 )
-from entangled import PROTOCOL_VERSION
+from coordinator.roster import Member, Roster
+from entangled import PROTOCOL_VERSION, membership
 from entangled.alignment import Fingerprint, Layout, Position, SampleIds, batch_digest, fingerprint, sample_order
 from entangled.distribution import check, soft_targets
 from entangled.errors import (
@@ -75,24 +76,6 @@ WINDOW_BYTES = 64 * 1024 * 1024
 # ---- state
 
 
-@dataclass
-class Member:
-    """What the session knows of one peer."""
-
-    name: str
-    connection: int | None = None
-    instance: str = ""
-    origin: str = ""
-    position: Position = field(default_factory=lambda: Position(0, 0))
-    values: dict[str, float] = field(default_factory=dict[str, float])
-    final: dict[str, float] | None = None
-    settled: int = 0
-    """It will not ask for positions before this index again."""
-    done: bool = False
-    heard: bool = False
-    """It knows that it is done; after a restart of the coordinator it may not."""
-
-
 @dataclass(frozen=True)
 class Restored:
     """What a run's folder tells a coordinator that comes back."""
@@ -100,6 +83,8 @@ class Restored:
     fingerprint: Fingerprint
     complete: int
     """Positions in the log."""
+    members: tuple[str, ...]
+    """Of the last exchange in the log."""
     finals: Mapping[str, dict[str, float]]
     """The final metrics of the peers that are done."""
 
@@ -110,7 +95,8 @@ class Session:
     def __init__(self, experiment: Experiment, now: float, restored: Restored | None = None) -> None:
         """Begin a run of `experiment`, or go on with it, at `now` in seconds of a monotonic clock."""
         self.experiment = experiment
-        self.members = {name: Member(name) for name in experiment.peer_names}
+        self._roster = Roster(experiment, now)
+        self.members: Mapping[str, Member] = self._roster.members
         self.fingerprint: Fingerprint | None = None
         self.layout: Layout | None = None
         self.complete = 0
@@ -123,7 +109,6 @@ class Session:
         self._pending: dict[int, dict[str, Arrival]] = {}
         self._recent: dict[int, Exchange] = {}
         self._orders: dict[int, SampleIds] = {}
-        self._by_connection: dict[int, Member] = {}
         self._progressed_at = now
         if restored is not None:
             self._restore(restored)
@@ -155,7 +140,8 @@ class Session:
             case Left():
                 return self._leave(event, now)
             case Disconnected():
-                return self._disconnect(event)
+                self._roster.disconnect(event.connection, now)
+                return []
             case Synced():
                 return self._sync(event)
             case Ticked():
@@ -181,13 +167,11 @@ class Session:
 
     def has_joined(self, connection: int) -> bool:
         """Whether a peer speaks on this connection."""
-        return connection in self._by_connection
+        return self._roster.has_joined(connection)
 
     def waited_for(self) -> list[str]:
         """The peers without which nothing goes on, each with what is known about it."""
-        arrived = self._pending.get(self.complete, {})
-        missing = [m for m in self.members.values() if not m.done and m.name not in arrived]
-        return [f"{m.name} ({'connected' if m.connection is not None else 'not connected'})" for m in missing]
+        return self._roster.waited_for(self._pending.get(self.complete, {}))
 
     def validate(self) -> None:
         """Check the invariants; for tests.
@@ -195,18 +179,17 @@ class Session:
         Raises:
             RuntimeError: one does not hold.
         """
-        peers = set(self.members)
         faults = [
+            *self._roster.faults(),
             "something waits at a position that is complete" if any(i < self.complete for i in self._pending) else "",
-            "a complete exchange was not recognised" if any(set(a) == peers for a in self._pending.values()) else "",
+            "a complete exchange was not recognised"
+            if self._roster.suffice(self._pending.get(self.complete, {}))
+            else "",
             "more waits than may be repeated"
             if len(self._pending) > max(1, self._repeated_until - self.complete)
             else "",
             "too much is remembered" if len(self._recent) > self._window + REMEMBERED + 1 else "",
             "more is answered than may be lost" if self.complete - self.durable > self._window + 1 else "",
-            "two peers on one connection"
-            if len(self._by_connection) != sum(m.connection is not None for m in self.members.values())
-            else "",
         ]
         if any(faults):
             raise RuntimeError("; ".join(f for f in faults if f))
@@ -225,18 +208,17 @@ class Session:
             raise MembershipError(
                 "no such peer in this experiment", expected=" or ".join(self.members), got=event.peer or "no name"
             )
-        if event.connection in self._by_connection:
-            raise ProtocolError(f"this connection has joined already, as {self._by_connection[event.connection].name}")
+        if self._roster.has_joined(event.connection):
+            name = self._roster.at(event.connection).name
+            raise ProtocolError(f"this connection has joined already, as {name}")
         if member.connection is not None and member.instance != event.instance:
             raise MembershipError(
                 f"peer {event.peer} is here already, from {member.origin}; this is {event.origin}. Stop one of the two"
             )
         effects = self._adopt(event.fingerprint)
-        if member.connection is not None:
-            del self._by_connection[member.connection]
-            effects.append(Replaced(member.connection))
-        member.connection, member.instance, member.origin = event.connection, event.instance, event.origin
-        self._by_connection[event.connection] = member
+        before = self._roster.connect(member, event.connection, event.instance, event.origin, now)
+        if before is not None:
+            effects.append(Replaced(before))
         self._progressed_at = now
         return [*effects, Welcome(event.connection, self.complete)]
 
@@ -277,11 +259,16 @@ class Session:
         self.weight = self._weight(Position(0, 0))
         size = len(self.members) * self.layout.rows(0) * data.classes * np.dtype(np.float32).itemsize
         self._window = max(8, min(WINDOW, WINDOW_BYTES // size))
+        if self.experiment.exchange.on_missing == "continue":
+            # Who took part is decided once: on disk before anybody trains on it, for those who are left after a crash
+            # may be others.
+            self._window = 0
 
     def _restore(self, restored: Restored) -> None:
         self._begin(restored.fingerprint)
         layout, _ = self._run()
         self.complete = self.durable = restored.complete
+        self._roster.restore(restored.members)
         # What had been answered but was not on disk is gone; the peers, which went on, repeat it.
         self._repeated_until = restored.complete + self._window + 1
         if self.complete:
@@ -290,36 +277,46 @@ class Session:
             self.members[name].final, self.members[name].done = values, True
 
     def _leave(self, event: Left, now: float) -> list[Effect]:
-        member = self._member(event.connection)
+        member = self._roster.at(event.connection)
         if event.failure:
-            return self._fail(RunFailedError(f"peer {member.name} failed: {event.failure}"))
+            return self._failed(member, event, now)
         if member.final is None:
             raise ProtocolError(f"peer {member.name} says it is done without its final metrics")
         effects: list[Effect] = [] if member.done else [Departed(member.name, member.final)]
         member.done = True
         member.heard = True
         self._progressed_at = now
-        effects += self._disconnect(Disconnected(event.connection))
-        return effects + self._end_if(all(m.heard for m in self.members.values()))
+        self._roster.disconnect(event.connection, now)
+        return effects + self._end_if(all(m.heard or m.missing for m in self.members.values()))
+
+    def _failed(self, member: Member, event: Left, now: float) -> list[Effect]:
+        """A peer cannot go on; the others can, if the experiment says so."""
+        if not self._roster.give_up(member):
+            return self._fail(RunFailedError(f"peer {member.name} failed: {event.failure}"))
+        self._roster.disconnect(event.connection, now)
+        warning = Warn(f"peer {member.name} failed: {event.failure}; the others go on without it")
+        return [warning, *self._finish_exchanges(now)]
 
     def _end_if(self, over: bool) -> list[Effect]:
         self.over = over
         return [Finished()] if over else []
 
-    def _disconnect(self, event: Disconnected) -> list[Effect]:
-        member = self._by_connection.pop(event.connection, None)
-        if member is not None:
-            member.connection = None
-        return []
-
     def _tick(self, now: float) -> list[Effect]:
-        if all(m.done for m in self.members.values()):
-            return self._end_if(now - self._progressed_at > LINGER)
+        effects: list[Effect] = [
+            Warn(f"peer {m.name} is missing: the others go on without it until it is back and has caught up")
+            for m in self._roster.note_missing(now)
+        ]
+        if effects:
+            effects += self._finish_exchanges(now)
+        members = self.members.values()
+        if any(m.done for m in members) and all(m.done or m.missing for m in members):
+            return [*effects, *self._end_if(now - self._progressed_at > LINGER)]
         patience = self.experiment.exchange.patience
         if now - self._progressed_at <= patience:
-            return []
+            return effects
         where = f" at {self.layout.position(self.complete)}" if self.layout and not self._trained() else ""
-        return self._fail(PatienceError(f"waited {patience:g} s{where} for {', '.join(self.waited_for())}"))
+        names = ", ".join(self.waited_for())
+        return [*effects, *self._fail(PatienceError(f"waited {patience:g} s{where} for {names}"))]
 
     def _fail(self, error: EntangledError) -> list[Effect]:
         self.over = True
@@ -328,7 +325,7 @@ class Session:
     # ---- exchanging
 
     def _prediction(self, event: PredictionArrived, now: float) -> list[Effect]:
-        member = self._member(event.connection)
+        member = self._roster.at(event.connection)
         layout, expected_classes = self._run()
         index = self._check_position(member, event.position, layout)
         sample_ids = layout.batch(self.order(event.position.epoch), event.position.step)
@@ -344,17 +341,25 @@ class Session:
         except PredictionError as error:
             where = f"peer {member.name}'s prediction for {event.position}: {error.message}"
             raise PredictionError(where, expected=error.expected, got=error.got) from None
+        effects = self._advance(member, index, now)
         if index < self.complete:
-            return self._answer_again(member, index, event)
+            return effects + self._answer_again(member, index, event)
         arrivals = self._pending.setdefault(index, {})
-        member.position = event.position
         if member.name in arrivals:
-            return self._warn_if_differs(member, event, arrivals[member.name])
+            return effects + self._warn_if_differs(member, event, arrivals[member.name])
         arrivals[member.name] = Arrival(event.probabilities, event.received_at, event.size)
-        if len(arrivals) < len(self.members):
-            return []
-        self._progressed_at = now
-        return self._finish_exchanges()
+        return effects + self._finish_exchanges(now)
+
+    def _advance(self, member: Member, index: int, now: float) -> list[Effect]:
+        """Note how far a member is."""
+        if index > member.reached:
+            layout, _ = self._run()
+            member.reached, member.position = index, layout.position(index)
+            if index < self.complete:
+                self._progressed_at = now  # it catches up, and is waited for as long as it gets on
+        if self._roster.catch_up(member, index, self.complete):
+            return [Warn(f"peer {member.name} has caught up: it is expected again")]
+        return []
 
     def _check_position(self, member: Member, position: Position, layout: Layout) -> int:
         if position.epoch >= layout.epochs or position.step >= layout.steps_per_epoch:
@@ -376,32 +381,38 @@ class Session:
         """After a restart: does the peer repeat, in order, what the log has lost?"""
         return index < self._repeated_until and member.name in self._pending.get(index - 1, {})
 
-    def _finish_exchanges(self) -> list[Effect]:
+    def _finish_exchanges(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        while len(self._pending.get(self.complete, {})) == len(self.members):
+        while self._roster.suffice(self._pending.get(self.complete, {})):
             effects += self._finish_exchange(self.complete)
+            self._progressed_at = now
         return effects
 
     def _finish_exchange(self, index: int) -> list[Effect]:
         layout, _ = self._run()
         position, pending = layout.position(index), self._pending.pop(index)
         sample_ids = layout.batch(self.order(position.epoch), position.step)
-        arrivals = {name: pending[name] for name in self.members}
-        targets = soft_targets([a.probabilities for a in arrivals.values()], self.experiment.combination())
+        arrivals = {name: pending[name] for name in self.members if name in pending}
+        combination = self.experiment.combination(list(arrivals))
+        targets = soft_targets([a.probabilities for a in arrivals.values()], combination)
         self.weight = self._weight(position)
         exchange = Exchange(
             position,
             index,
             sample_ids,
             batch_digest(position, sample_ids),
-            self.weight,
+            self.weight if len(arrivals) > 1 else 0.0,
             arrivals,
             dict(zip(arrivals, targets, strict=True)),
         )
         self._recent[index] = exchange
         self.complete = index + 1
         self._forget()
-        answers = [_answer(m.connection, exchange, m.name) for m in self.members.values() if m.connection is not None]
+        answers = [
+            self._answer(m.connection, exchange, m.name)
+            for m in self.members.values()
+            if m.name in arrivals and m.connection is not None
+        ]
         if self.complete - self.durable > self._window:  # the disk is behind: nobody goes on before it has caught up
             self._held += answers
             return [Record(exchange)]
@@ -416,7 +427,7 @@ class Session:
         return [*held]
 
     def _settle(self, event: Settled) -> list[Effect]:
-        member, before = self._member(event.connection), min(m.settled for m in self.members.values())
+        member, before = self._roster.at(event.connection), min(m.settled for m in self.members.values())
         if event.complete > self.complete:
             raise ProtocolError(
                 f"peer {member.name} settles positions that are not complete",
@@ -437,9 +448,13 @@ class Session:
         """Answer a prediction for a complete position with what was answered first (guarantee 2)."""
         exchange = self._recent.get(index)
         if exchange is None:
-            return [Recall(event.connection, member.name, event.position, index, event.digest, event.probabilities)]
-        warnings = self._warn_if_differs(member, event, exchange.arrivals[member.name])
-        answer = _answer(event.connection, exchange, member.name)
+            weight = self._weight(event.position)
+            return [
+                Recall(event.connection, member.name, event.position, index, event.digest, weight, event.probabilities)
+            ]
+        first = exchange.arrivals.get(member.name)
+        warnings = [] if first is None else self._warn_if_differs(member, event, first)
+        answer = self._answer(event.connection, exchange, member.name)
         if index >= self.durable + self._window:  # its answer is held back, for whoever asks
             self._held = [held for held in self._held if held.connection != answer.connection] + [answer]
             return warnings
@@ -451,7 +466,7 @@ class Session:
         return [Warn(f"peer {member.name} repeated {event.position} with another prediction; the first one stands")]
 
     def _metrics(self, event: MetricsArrived, now: float) -> list[Effect]:
-        member = self._member(event.connection)
+        member = self._roster.at(event.connection)
         values = {**member.values, **event.values}
         if len(values) > MAX_METRICS or any(len(name) > MAX_METRICS for name in event.values):
             raise ProtocolError(
@@ -469,11 +484,14 @@ class Session:
 
     # ---- small things
 
-    def _member(self, connection: int) -> Member:
-        member = self._by_connection.get(connection)
-        if member is None:
-            raise ProtocolError("the first message must be a join", expected="join", got="another message")
-        return member
+    def _answer(self, connection: int, exchange: Exchange, peer: str) -> Answer:
+        """What a peer gets from an exchange, in which it took part or not."""
+        members, target = list(exchange.arrivals), exchange.targets.get(peer)
+        if target is None:
+            predictions = [a.probabilities for a in exchange.arrivals.values()]
+            target = membership.soft_target(peer, members, predictions, self.experiment.combination(members))
+        weight = membership.weight(peer, members, self._weight(exchange.position))
+        return Answer(connection, exchange.position, exchange.digest, weight, target)
 
     def _run(self) -> tuple[Layout, int]:
         if self.layout is None or self.fingerprint is None:
@@ -486,7 +504,3 @@ class Session:
     def _weight(self, position: Position) -> float:
         layout, _ = self._run()
         return float(np.float32(weight_at(self.experiment.exchange.weight, position, layout)))
-
-
-def _answer(connection: int, exchange: Exchange, peer: str) -> Answer:
-    return Answer(connection, exchange.position, exchange.digest, exchange.weight, exchange.targets[peer])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -90,11 +90,11 @@ def soft_targets(predictions: Sequence[Probabilities], combination: Combination 
     each gets the other's prediction to the bit, unless it is tempered or cut.
 
     Args:
-        predictions: two or more `(…, rows, classes)` float32, in the experiment's peer order.
+        predictions: `(…, rows, classes)` float32, in the experiment's peer order.
         combination: how.
 
     Returns:
-        As many `(…, rows, classes)` float32, in the same order.
+        As many `(…, rows, classes)` float32, in the same order. A peer that is alone gets its own: λ is 0 for it.
 
     >>> a, b, c = (np.array([[p, 1 - p]], np.float32) for p in (0.0, 0.5, 1.0))
     >>> [t.tolist() for t in soft_targets([a, b, c])]
@@ -104,6 +104,8 @@ def soft_targets(predictions: Sequence[Probabilities], combination: Combination 
     >>> soft_targets([a, b, c], Combination("coverage", coverage=((), (0,), (1,))))[0].tolist()
     [[1.0, 0.0]]
     """
+    if len(predictions) == 1:
+        return [predictions[0]]
     if len(predictions) == 2:
         others = [predictions[1], predictions[0]]
         if combination.temperature == 1.0 and combination.top_k is None:
@@ -241,6 +243,20 @@ def published(
     return shown.astype(np.float32)
 
 
+def combined(predictions: Sequence[Probabilities], combination: Combination = MEAN) -> Probabilities:
+    """All these probabilities combined: the soft target of a peer that was not there itself.
+
+    Args:
+        predictions: one or more `(rows, classes)` float32, in the experiment's peer order.
+        combination: how, with the coverage of those who predicted them.
+
+    >>> combined([np.array([[1.0, 0.0]], np.float32), np.array([[0.5, 0.5]], np.float32)]).tolist()
+    [[0.75, 0.25]]
+    """
+    among = replace(combination, coverage=(*combination.coverage, ()))  # what it says itself does not count for it
+    return soft_targets([*predictions, predictions[0]], among)[-1]
+
+
 def agreement(predictions: Sequence[Probabilities]) -> npt.NDArray[np.float64]:
     """For each peer, the mean share of samples on which its most probable class is another peer's.
 
@@ -289,12 +305,13 @@ def statistics(predictions: npt.NDArray[np.float32], combination: Combination = 
     """What remains of predictions where they are not kept: a few means over each batch, for each peer.
 
     Args:
-        predictions: `(peers, …, rows, classes)`, two or more peers, in the experiment's order.
+        predictions: `(peers, …, rows, classes)`, of the peers that took part, in the experiment's order.
         combination: how soft targets were made of them.
 
     Returns:
         `(…, peers, 5)` float32, the last axis as `STATISTICS`: the mean entropy (nats); the mean probability of the
         most probable class; `agreement`; and the mean `divergence` from prediction to soft target, and back (nats).
+        The last three are nan for a peer that was alone.
 
     >>> certain, undecided = np.array([[1.0, 0.0]], np.float32), np.array([[0.5, 0.5]], np.float32)
     >>> statistics(np.stack([certain, undecided])).astype(float).round(3).tolist()[0]
@@ -303,19 +320,24 @@ def statistics(predictions: npt.NDArray[np.float32], combination: Combination = 
     # Every logarithm is taken once, in float32, and the sums in float64: this runs on every exchange of a run.
     logs = np.log(np.maximum(predictions, np.finfo(np.float32).tiny))
     own, own_logs = np.clip(predictions, CLIP, 1), np.clip(logs, np.log(np.float32(CLIP)), 0)
-    if len(predictions) == 2 and combination == MEAN:
+    if len(predictions) < 3 and combination == MEAN:
         others, others_logs = own[::-1], own_logs[::-1]
     else:
         others = np.clip(soft_targets(list(predictions), combination), CLIP, 1)
         others_logs = np.log(others)
-    top = predictions.argmax(axis=-1)
-    same = (top[:, None] == top[None, :]).mean(axis=-1, dtype=np.float64)
-    apart = own_logs - others_logs
     means = [
         np.abs((predictions * logs).sum(axis=-1, dtype=np.float64).mean(axis=-1)),
         predictions.max(axis=-1).mean(axis=-1, dtype=np.float64),
-        (same.sum(axis=0) - 1) / (len(predictions) - 1),
-        (own * apart).sum(axis=-1, dtype=np.float64).mean(axis=-1),
-        -(others * apart).sum(axis=-1, dtype=np.float64).mean(axis=-1),
     ]
+    if len(predictions) == 1:
+        means += [np.full_like(means[0], np.nan)] * 3
+    else:
+        top = predictions.argmax(axis=-1)
+        same = (top[:, None] == top[None, :]).mean(axis=-1, dtype=np.float64)
+        apart = own_logs - others_logs
+        means += [
+            (same.sum(axis=0) - 1) / (len(predictions) - 1),
+            (own * apart).sum(axis=-1, dtype=np.float64).mean(axis=-1),
+            -(others * apart).sum(axis=-1, dtype=np.float64).mean(axis=-1),
+        ]
     return np.moveaxis(np.stack(means, axis=-1), 0, -2).astype(np.float32)

@@ -4,8 +4,9 @@
     RUN/exchange/epoch=NNNN/part-0.parquet  a finished epoch
 
 Rows stand in order of index, then of the experiment's peers, and each carries a hash over itself and the row before it.
-Of a prediction, that hash takes in the digest, so that it can be checked where the prediction itself is not kept. The
-columns are described in docs/log.md.
+Each also names the exchange's members, who have a row in it each, so that none can be taken away. Of a prediction, the
+hash takes in the digest, so that it can be checked where the prediction itself is not kept. The columns are described
+in docs/log.md.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ SCHEMA = pa.schema(
             ("step", pa.int32()),
             ("index", pa.int64()),
             ("peer", pa.string()),
+            ("members", _list(pa.string())),
             ("weight", pa.float32()),
             ("sample_ids", _list(pa.int64())),
             ("digest", pa.binary(DIGEST_SIZE)),
@@ -67,6 +69,8 @@ class Row:
     position: Position
     index: int
     peer: str
+    members: tuple[str, ...]
+    """The peers that took part in the exchange, in the experiment's order; `peer` is one of them."""
     weight: float
     """λ in force; a float32 value."""
     sample_ids: SampleIds
@@ -100,11 +104,11 @@ def prediction_digest(prediction: Probabilities) -> bytes:
 
 def chain(previous: bytes, row: Row) -> bytes:
     """BLAKE2b-128 over the previous row's chain and every column of `row`; of its prediction, over the digest."""
-    peer = row.peer.encode()
+    peer, members = row.peer.encode(), ",".join(row.members).encode()  # no name has a comma
     digest = hashlib.blake2b(previous, digest_size=DIGEST_SIZE)
     digest.update(
         struct.pack(
-            "<iiqfiiiqqii",
+            "<iiqfiiiqqiii",
             *row.position,
             row.index,
             row.weight,
@@ -114,9 +118,11 @@ def chain(previous: bytes, row: Row) -> bytes:
             row.wait_us,
             row.bytes,
             len(peer),
+            len(members),
         )
     )
     digest.update(peer)
+    digest.update(members)
     digest.update(row.digest)
     digest.update(np.ascontiguousarray(row.sample_ids, dtype="<i8").data)
     digest.update(row.prediction_digest)
@@ -153,6 +159,7 @@ def to_batch(rows: Sequence[tuple[Row, bytes]]) -> pa.RecordBatch:
         [r.position.step for r in plain],
         [r.index for r in plain],
         [r.peer for r in plain],
+        [r.members for r in plain],
         [r.weight for r in plain],
         lists([r.sample_ids for r in plain], pa.int64()),
         [r.digest for r in plain],
@@ -177,7 +184,7 @@ def from_batch(batch: pa.RecordBatch, epoch: int) -> Iterator[tuple[Row, bytes]]
     plain = {
         name: c[name].to_pylist()
         for name in (
-            *("step", "index", "peer", "weight", "digest", "rows", "classes"),
+            *("step", "index", "peer", "members", "weight", "digest", "rows", "classes"),
             *("prediction_digest", "staleness", "wait_us", "bytes"),
         )
     }
@@ -199,6 +206,7 @@ def from_batch(batch: pa.RecordBatch, epoch: int) -> Iterator[tuple[Row, bytes]]
                 Position(epoch, plain["step"][i]),
                 plain["index"][i],
                 plain["peer"][i],
+                tuple(plain["members"][i]),
                 plain["weight"][i],
                 ids,
                 plain["digest"][i],
@@ -250,7 +258,7 @@ def read_batches(path: Path, note: Callable[[str], None] = lambda _: None) -> It
         batches = _read_parquet(path) if path.suffix == ".parquet" else _read_stream(path, note)
         for batch in batches:
             batch.validate(full=True)
-            lists = [batch.column(name).values for name in ("sample_ids", "prediction")]
+            lists = [batch.column(name).values for name in ("members", "sample_ids", "prediction")]
             if any(column.null_count for column in [*batch.columns, *lists]):
                 raise ValueError("a value is missing")
             yield batch

@@ -80,6 +80,12 @@ class Exchange(_Settings):
     publish: Publication = Publication()
     patience: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
     """Seconds that anybody is waited for."""
+    on_missing: Literal["wait", "continue"] = "wait"
+    """What to do when a peer stays away: wait for it, or complete exchanges without it until it is back."""
+    missing_after: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Seconds without a connection after which a peer is missing: 60 where the others continue, and not given else."""
+    min_peers: Annotated[int, Field(gt=0)] | None = None
+    """Peers without which no exchange is complete: 1 where the others continue, and not given else."""
     log: Literal["full", "sampled", "statistics"] = "full"
     """Whether the log keeps every prediction, those of every `log_every`-th exchange, or none, but what
     `distribution.statistics` tells of them."""
@@ -88,10 +94,24 @@ class Exchange(_Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _how_often(cls, values: Any) -> Any:
+    def _defaults(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("log") == "sampled":
-            return {"log_every": 100, **values}
+            values = {"log_every": 100, **values}
+        if isinstance(values, dict) and values.get("on_missing") == "continue":
+            values = {"missing_after": 60.0, "min_peers": 1, **values}
         return values
+
+    @model_validator(mode="after")
+    def _only_to_continue(self) -> Exchange:
+        given = [name for name in ("missing_after", "min_peers") if getattr(self, name) is not None]
+        if given and self.on_missing == "wait":
+            raise ValueError(f'exchange.{given[0]} says something only with exchange.on_missing = "continue"')
+        if self.missing_after is not None and self.missing_after >= self.patience:
+            raise ValueError(
+                f"exchange.missing_after = {self.missing_after:g} must be less than exchange.patience = "
+                f"{self.patience:g}, or the run would end before anybody is missing"
+            )
+        return self
 
     @model_validator(mode="after")
     def _only_sampled(self) -> Exchange:
@@ -102,6 +122,11 @@ class Exchange(_Settings):
     def keeps(self, index: int) -> bool:
         """Whether the log keeps the predictions of the exchange at `index` for ever."""
         return self.log == "full" or (self.log_every is not None and index % self.log_every == 0)
+
+    @property
+    def least(self) -> int:
+        """How many peers an exchange needs where not all are needed."""
+        return self.min_peers or 1
 
     @property
     def shuffle_buffer(self) -> int | Literal["full", "none"]:
@@ -218,6 +243,15 @@ class Experiment(_Settings):
         if len(peers) < 2:
             raise ValueError("an experiment needs at least two peers: with one there is nobody to exchange with")
         return peers
+
+    @model_validator(mode="after")
+    def _enough_peers(self) -> Experiment:
+        if self.exchange.least > len(self.peers):
+            raise ValueError(
+                f"exchange.min_peers = {self.exchange.least} of only {len(self.peers)} peers: no exchange would ever "
+                "be complete"
+            )
+        return self
 
     @model_validator(mode="after")
     def _piecewise_within_run(self) -> Experiment:

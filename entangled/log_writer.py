@@ -30,7 +30,7 @@ from entangled.exchange_log import (
 _THINNED = "entangled.thinned"
 """In a Parquet file's metadata: predictions were dropped from it."""
 _DELTA = ["step", "index", "sample_ids.list.element", "received_at", "wait_us", "bytes"]
-_DICTIONARY = ["peer", "weight", "digest", "rows", "classes", "staleness"]
+_DICTIONARY = ["peer", "members.list.element", "weight", "digest", "rows", "classes", "staleness"]
 _ROW_GROUP_BYTES = 16 * 1024 * 1024
 
 
@@ -42,23 +42,23 @@ class Writer:
     chain holds.
     """
 
-    def __init__(self, run: Path, start: bytes, peers: int) -> None:
+    def __init__(self, run: Path, start: bytes) -> None:
         """Begin a log, or go on with what is there.
 
         Args:
             run: the run's folder.
             start: `genesis` of the run's experiment.
-            peers: rows of one exchange.
 
         Raises:
             LogError: a finished part of the log that is there cannot be read.
         """
         folder(run).mkdir(parents=True, exist_ok=True)
         self._run = run
-        self._peers = peers
         self._chain = start
         self.resumed = 0
         """How many exchanges, from the first, were there already."""
+        self.members: tuple[str, ...] = ()
+        """Who took part in the last one of those."""
         self._epoch = self._thinned = -1
         self._pending: list[tuple[Row, bytes]] = []
         self._file: pa.OSFile | None = None
@@ -81,10 +81,13 @@ class Writer:
         if finished:
             try:
                 with pq.ParquetFile(finished[-1]) as file:
-                    last = file.read_row_group(file.num_row_groups - 1, ["index", "chain"]).to_pylist()[-1]
+                    if file.schema_arrow.names != SCHEMA.names:
+                        raise LogError(f"{finished[-1]} was not written by this version: go on with the one that did")
+                    last = file.read_row_group(file.num_row_groups - 1, ["index", "members", "chain"]).to_pylist()[-1]
             except (pa.ArrowInvalid, OSError, IndexError) as error:
                 raise LogError(f"{finished[-1]} cannot be read: {error}") from None
             self.resumed, self._chain = last["index"] + 1, last["chain"]
+            self.members = tuple(last["members"])
         for epoch, path in found:
             if path.suffix == ".arrow":
                 self._resume_stream(epoch, path)
@@ -102,9 +105,10 @@ class Writer:
                 if link != stored or row.index != self.resumed:
                     break
                 rows.append((row, link))
-                if len(rows) == self._peers:
+                if len(rows) == len(row.members):
                     self._pending += rows
                     self._chain, self.resumed, rows = link, self.resumed + 1, []
+                    self.members = row.members
                     if len(self._pending) >= 1024:
                         self.flush()
         self.flush()

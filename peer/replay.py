@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from entangled import atomic, datasets, experiment_file, process
+from entangled import atomic, datasets, experiment_file, membership, process
 from entangled.alignment import Fingerprint, Position, SampleIds, batch_digest, sample_order
-from entangled.distribution import STATISTICS, Probabilities, soft_targets, statistics
+from entangled.distribution import STATISTICS, Probabilities, statistics
 from entangled.errors import EntangledError, ExperimentError, LogError
 from entangled.exchange_log import Row, from_batch, genesis, partitions, prediction_digest, read_batches
 from entangled.experiment import Experiment
@@ -52,19 +52,18 @@ class LogExchange(Exchange):
     def __init__(
         self, run: Run, peer: str, experiment: Experiment, folder: Path, exchanged: Callable[[int], None]
     ) -> None:
-        self.done = 0
+        self.done = self.compared = 0
+        """Exchanges, and those of them in which this peer took part."""
         self.largest_difference = 0.0
         """Between a prediction and the logged one."""
         self.first_difference: Position | None = None
         self.values: dict[str, float] = {}
         self._run, self._peer, self._experiment = run, peer, experiment
-        self._mine = run.peers.index(peer)
-        self._combination = experiment.combination()
         self._exchanged = exchanged
         toml = experiment_file.dumps(experiment)
-        self._writer = Writer(folder, genesis(toml), len(run.peers))
+        self._writer = Writer(folder, genesis(toml))
         self._rows = _exchanges(run)
-        self._agreeing = np.zeros(len(run.peers))
+        self._agreeing, self._samples = dict.fromkeys(run.peers, 0.0), dict.fromkeys(run.peers, 0)
         self._in_flight: dict[Position, tuple[SampleIds, Probabilities]] = {}
 
     def join(self, fingerprint: Fingerprint) -> int:
@@ -93,23 +92,27 @@ class LogExchange(Exchange):
         rows = next(self._rows, None)
         if rows is None:
             raise LogError(f"the log ends before {position}: replay --until {position.epoch}")
-        digest = batch_digest(position, sample_ids)
-        if rows[0].digest != digest or [row.peer for row in rows] != list(self._run.peers):
+        digest, members = batch_digest(position, sample_ids), rows[0].members
+        if rows[0].digest != digest or tuple(row.peer for row in rows) != members:
             raise LogError(
                 f"the log does not hold {position} here; see `entangled log verify {self._run.folder}`",
                 expected=f"batch digest {digest.hex()}",
                 got=f"{rows[0].position}, batch digest {rows[0].digest.hex()}",
             )
         predictions = _kept(self._run, rows)
-        self._compare(position, prediction, predictions[self._mine])
-        weight = float(np.float32(weight_at(self._experiment.exchange.weight, position, self._run.layout)))
-        target = SoftTarget(soft_targets(predictions, self._combination)[self._mine], weight)
-        predictions[self._mine] = prediction
-        measured = statistics(np.stack(predictions), self._combination)
-        self._write(rows, weight, predictions, measured)
-        if position.step == 0:
-            self._agreeing[:] = 0
-        self._agreeing += measured[:, STATISTICS.index("agreement")].astype(np.float64) * len(sample_ids)
+        combination = self._experiment.combination(members)
+        scheduled = float(np.float32(weight_at(self._experiment.exchange.weight, position, self._run.layout)))
+        target = SoftTarget(
+            membership.soft_target(self._peer, members, predictions, combination),
+            membership.weight(self._peer, members, scheduled),
+        )
+        if self._peer in members:
+            mine = members.index(self._peer)
+            self._compare(position, prediction, predictions[mine])
+            predictions[mine] = prediction
+        measured = statistics(np.stack(predictions), combination)
+        self._write(rows, scheduled, predictions, measured)
+        self._count(position, members, len(sample_ids), measured)
         self.done += 1
         self._exchanged(self.done)
         return target
@@ -136,10 +139,10 @@ class LogExchange(Exchange):
     def summary(self, seconds: float, weight: float) -> dict[str, object]:
         """What becomes the replay's `summary.json`: the others' figures are those of the run."""
         known: dict[str, Any] = (self._run.summary or {}).get("peers", {})
-        agreeing = (self._agreeing / self._run.samples).tolist()
-        peers = {
-            name: {**known.get(name, {}), "agreement": a} for name, a in zip(self._run.peers, agreeing, strict=True)
-        }
+        peers: dict[str, dict[str, Any]] = {}
+        for name in self._run.peers:
+            agreement = self._agreeing[name] / self._samples[name] if self._samples[name] else None
+            peers[name] = {**known.get(name, {}), "agreement": agreement}
         peers[self._peer] |= self.values
         return {
             "experiment": self._experiment.name,
@@ -150,14 +153,24 @@ class LogExchange(Exchange):
             "chain": self._writer.chain.hex(),
         }
 
+    def _count(self, position: Position, members: tuple[str, ...], samples: int, measured: Measured) -> None:
+        """Sum up the last epoch's agreement, of those who were not alone."""
+        if position.step == 0:
+            self._agreeing, self._samples = dict.fromkeys(self._run.peers, 0.0), dict.fromkeys(self._run.peers, 0)
+        if len(members) > 1:
+            for name, agreement in zip(members, measured[:, STATISTICS.index("agreement")].tolist(), strict=True):
+                self._agreeing[name] += agreement * samples
+                self._samples[name] += samples
+
     def _compare(self, position: Position, prediction: Probabilities, logged: Probabilities) -> None:
+        self.compared += 1
         if not np.array_equal(prediction, logged):
             self.first_difference = self.first_difference or position
             self.largest_difference = max(self.largest_difference, float(np.abs(prediction - logged).max()))
 
-    def _write(self, rows: list[Row], weight: float, predictions: list[Probabilities], measured: Measured) -> None:
+    def _write(self, rows: list[Row], scheduled: float, predictions: list[Probabilities], measured: Measured) -> None:
         for row, prediction, mine in zip(rows, predictions, measured, strict=True):
-            digest = prediction_digest(prediction)
+            digest, weight = prediction_digest(prediction), membership.weight(row.peer, row.members, scheduled)
             changed = replace(row, weight=weight, prediction=prediction, prediction_digest=digest, statistics=mine)
             self._writer.append(changed)
         if self.done % FLUSH_EXCHANGES == 0:
@@ -169,7 +182,7 @@ def _exchanges(run: Run) -> Iterator[list[Row]]:
     for epoch, path in partitions(run.folder):
         for row in (row for batch in read_batches(path) for row, _ in from_batch(batch, epoch)):
             rows.append(row)
-            if len(rows) == len(run.peers):
+            if len(rows) == len(row.members):
                 yield rows
                 rows = []
 
@@ -303,7 +316,11 @@ def _verdict(
     if experiment != run.experiment:
         return
     if exchange.first_difference is None:
-        yield f"predictions: all {exchange.done} equal the logged ones to the bit"
+        others = f"; it took no part in {exchange.done - exchange.compared} exchanges"
+        yield (
+            f"predictions: all {exchange.compared} equal the logged ones to the bit"
+            f"{others if exchange.compared < exchange.done else ''}"
+        )
     else:
         yield (
             f"predictions: the first that differs from the log is at {exchange.first_difference}; "

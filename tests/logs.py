@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,17 @@ def experiment(peers: Iterable[str] = ("a", "b"), **values: object) -> Experimen
     return parse({**basis, "peers": {name: {"model": "mlp"} for name in peers}, **values}, "test")
 
 
+def continuing(peers: Iterable[str] = ("a", "b", "c"), **exchange: object) -> Experiment:
+    """The same, but for exchanges that go on without those who are missing."""
+    table = experiment(peers).exchange.model_dump(exclude_none=True)
+    return experiment(peers, exchange={**table, "on_missing": "continue", **exchange})
+
+
+def comings_and_goings(index: int) -> tuple[str, ...]:
+    """Who is there at an index: everybody at first and at last, then only two, then one alone."""
+    return [("a", "b", "c"), ("a", "c"), ("c",), ("b", "c"), ("a",), ("a", "b", "c")][index]
+
+
 def digits():
     """Ten images of 4 × 4; sample i is of class i % 3."""
     x = np.arange(SAMPLES * 16, dtype=np.uint8).reshape(SAMPLES, 4, 4)
@@ -41,25 +52,34 @@ def digits():
     return (x, y), (x[:3], y[:3])
 
 
-def rows(settings: Experiment, seed: int = 0, samples: int = SAMPLES, classes: int = CLASSES) -> Iterable[list[Row]]:
-    """What the coordinator would log, an exchange at a time; predictions are random."""
+def rows(
+    settings: Experiment,
+    seed: int = 0,
+    samples: int = SAMPLES,
+    classes: int = CLASSES,
+    who: Callable[[int], tuple[str, ...]] | None = None,
+) -> Iterable[list[Row]]:
+    """What the coordinator would log, an exchange at a time; predictions are random. By default, all take part."""
     layout = Layout(samples, settings.batch_size, settings.epochs)
     for index in range(layout.positions):
         position = layout.position(index)
         order = sample_order(np.arange(samples), settings.exchange.shuffle_buffer, settings.seed, position.epoch)
         ids = layout.batch(order, position.step)
         weight = float(np.float32(weight_at(settings.exchange.weight, position, layout)))
+        members = who(index) if who else settings.peer_names
+        places = [settings.peer_names.index(name) for name in members]
         predictions = [
             np.random.default_rng([seed, index, place]).dirichlet(np.ones(classes), len(ids)).astype(np.float32)
-            for place in range(len(settings.peers))
+            for place in places
         ]
-        measured = statistics(np.stack(predictions), settings.combination())
+        measured = statistics(np.stack(predictions), settings.combination(members))
         yield [
             Row(
                 position,
                 index,
                 peer,
-                weight,
+                members,
+                weight if len(members) > 1 else 0.0,
                 ids,
                 batch_digest(position, ids),
                 (len(ids), classes),
@@ -71,21 +91,28 @@ def rows(settings: Experiment, seed: int = 0, samples: int = SAMPLES, classes: i
                 1000 * place,
                 100 + place,
             )
-            for place, peer in enumerate(settings.peer_names)
+            for place, peer in enumerate(members)
         ]
 
 
 class Recording:
     """A run's folder that is written exchange by exchange, as while it goes on."""
 
-    def __init__(self, folder: Path, settings: Experiment | None = None, seed: int = 0, samples: int = SAMPLES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Experiment | None = None,
+        seed: int = 0,
+        samples: int = SAMPLES,
+        who: Callable[[int], tuple[str, ...]] | None = None,
+    ) -> None:
         self.folder, self.settings = folder, settings or experiment()
         folder.mkdir(parents=True, exist_ok=True)
         toml = dumps(self.settings)
         (folder / "experiment.toml").write_text(toml, "utf-8")
         (folder / "run.json").write_text(json.dumps({"samples": samples, "classes": CLASSES, "contents_digest": ""}))
-        self.writer = Writer(folder, genesis(toml), len(self.settings.peers))
-        self._rows = iter(rows(self.settings, seed, samples))
+        self.writer = Writer(folder, genesis(toml))
+        self._rows = iter(rows(self.settings, seed, samples, who=who))
         self.exchanges = 0
 
     def record(self, exchanges: int) -> None:
@@ -118,6 +145,11 @@ class Recording:
 def finished(folder: Path, settings: Experiment | None = None, seed: int = 0) -> Path:
     """A finished run."""
     return Recording(folder, settings, seed).finish()
+
+
+def of_some(folder: Path, **exchange: object) -> Path:
+    """A finished run from which peers were missing: `comings_and_goings`."""
+    return Recording(folder, continuing(**exchange), who=comings_and_goings).finish()
 
 
 def unfinished(folder: Path, exchanges: int, settings: Experiment | None = None) -> Path:

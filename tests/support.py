@@ -68,6 +68,7 @@ def log_rows(peers: tuple[str, ...] = ("a", "b"), epochs: int = 2, samples: int 
                     position=position,
                     index=index,
                     peer=peer,
+                    members=peers,
                     weight=float(np.float32(0.1 * position.epoch)),
                     sample_ids=ids,
                     digest=batch_digest(position, ids),
@@ -84,14 +85,14 @@ def log_rows(peers: tuple[str, ...] = ("a", "b"), epochs: int = 2, samples: int 
     return rows
 
 
-def writer(run: Path, peers: tuple[str, ...] = ("a", "b")) -> Writer:
-    """A writer of the log of a run among `peers`."""
-    return Writer(run, GENESIS, len(peers))
+def writer(run: Path) -> Writer:
+    """A writer of a run's log."""
+    return Writer(run, GENESIS)
 
 
 def same(one: Row, other: Row) -> bool:
     """Whether two rows of the log are equal in every column."""
-    plain = [(r.position, r.index, r.peer, r.weight, r.digest) for r in (one, other)]
+    plain = [(r.position, r.index, r.peer, r.members, r.weight, r.digest) for r in (one, other)]
     plain_too = [(r.staleness, r.received_at, r.wait_us, r.bytes) for r in (one, other)]
     return (
         said_the_same(one, other)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from entangled.log.block import Exchange
     from entangled.log.diff import EpochDifference
     from entangled.log.reader import Run
+    from entangled.log.reports import Report
 
 app = typer.Typer(
     help="Look into a run's log of exchanged predictions, and prove it. No command changes the run.",
@@ -51,8 +52,8 @@ def summary(folder: RunFolder, as_json: Json = False) -> None:
             "KL(other‖self)": [decimals(line.kl_other_self) for line in lines],
             "entropy": [decimals(line.entropy) for line in lines],
             "confidence": [percent(line.confidence) for line in lines],
-            "wait ms": [f"{line.wait_ms_mean:.2f}" for line in lines],
-            "p95 ms": [f"{line.wait_ms_p95:.2f}" for line in lines],
+            "wait ms": [decimals(line.wait_ms_mean, 2) for line in lines],
+            "p95 ms": [decimals(line.wait_ms_p95, 2) for line in lines],
             "bytes": [line.bytes for line in lines],
         }
     )
@@ -86,8 +87,8 @@ def show_exchange(
     typer.echo(f"{found.position} (index {found.index}), {len(samples)} samples, λ {decimals(found.weight)}")
     columns = {"sample": [s["id"] for s in samples], "label": [s["label"] for s in samples]}
     for peer in run.peers:
-        columns[peer] = [guessed(s["peers"][peer]["prediction"], top) for s in samples]
-        columns[f"{peer}'s soft target"] = [guessed(s["peers"][peer]["soft_target"], top) for s in samples]
+        columns[peer] = [_guessed(s, peer, "prediction", top) for s in samples]
+        columns[f"{peer}'s soft target"] = [_guessed(s, peer, "soft_target", top) for s in samples]
     show(columns)
 
 
@@ -112,7 +113,7 @@ def sample(
         return
     typer.echo(f"sample {sample_id}, label {'not known' if report['label'] is None else report['label']}")
     seen = report["exchanges"]
-    peers = {peer: [guessed(s["peers"][peer]["prediction"], 1) for s in seen] for peer in run.peers}
+    peers = {peer: [_guessed(s, peer, "prediction", 1) for s in seen] for peer in run.peers}
     weights = [decimals(s["weight"]) for s in seen]
     show({"epoch": [s["epoch"] for s in seen], "step": [s["step"] for s in seen], "λ": weights, **peers})
 
@@ -150,7 +151,7 @@ def disagreements(
             "label": [r["label"] for r in report],
             "divergence": [decimals(r["divergence"]) for r in report],
             "exchanges": [r["exchanges"] for r in report],
-            **{peer: [guessed(r["peers"][peer]["prediction"], 2) for r in report] for peer in run.peers},
+            **{peer: [_guessed(r, peer, "prediction", 2) for r in report] for peer in run.peers},
         }
     )
 
@@ -218,8 +219,8 @@ def query(
 ) -> None:
     """SQL over the log: the view `exchanges` has a row per prediction. Needs DuckDB.
 
-    Columns: epoch, step, index, peer, weight, sample_ids, digest, rows, classes, prediction (empty where it is not
-    kept), prediction_digest, entropy, confidence, agreement, kl_self_other, kl_other_self, staleness, received_at,
+    Columns: epoch, step, index, peer, members, weight, sample_ids, digest, rows, classes, prediction (empty where it is
+    not kept), prediction_digest, entropy, confidence, agreement, kl_self_other, kl_other_self, staleness, received_at,
     wait_us, bytes, chain. Example: `entangled log query runs/x "select peer, avg(bytes) from exchanges group by peer"`.
     """
     from entangled.log.query import query as answer
@@ -313,6 +314,11 @@ def diff(
         )
     if found.parting is not None:
         raise typer.Exit(1)
+
+
+def _guessed(report: Report, peer: str, what: str, count: int) -> str:
+    """Nothing where the peer was not there."""
+    return guessed(report["peers"].get(peer, {}).get(what), count)
 
 
 def _by(epoch: EpochDifference) -> str | None:

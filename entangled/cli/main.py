@@ -143,19 +143,23 @@ def _become(role: str, arguments: list[str]) -> None:
 def _print_summary(console: Any, summary: dict[str, Any]) -> None:
     from rich.table import Table
 
+    from entangled.cli.tables import decimals, percent
+
     table = Table()
     for heading in ("peer", "train loss", "train accuracy", "test accuracy", "test loss", "agreement"):
         table.add_column(heading, justify="left" if heading == "peer" else "right")
     for name, p in summary["peers"].items():
         table.add_row(
             name,
-            f"{p['train_loss']:.4f}",
-            f"{p['train_accuracy']:.2%}",
-            f"{p['test_accuracy']:.2%}",
-            f"{p['test_loss']:.4f}",
-            f"{p['agreement']:.2%}",
+            decimals(p.get("train_loss")),
+            percent(p.get("train_accuracy")),
+            percent(p.get("test_accuracy")),
+            decimals(p.get("test_loss")),
+            percent(p.get("agreement")),
         )
     console.print(table)
+    if summary["missing"]:
+        console.print(f"missing at the end: {', '.join(summary['missing'])}")
     console.print(
         f"{summary['exchanges']} exchanges in {summary['wall_seconds']:.1f} s, final λ {summary['final_weight']:.4f}"
     )

@@ -42,14 +42,17 @@ def noter() -> Callable[[str], None]:
     return note
 
 
-def percent(share: float) -> str:
+UNKNOWN = "–"
+
+
+def percent(share: float | None) -> str:
     """A share of 1 as a percentage."""
-    return f"{share:.2%}"
+    return UNKNOWN if share is None else f"{share:.2%}"
 
 
-def decimals(value: float) -> str:
-    """A number to four decimals."""
-    return f"{value:.4f}"
+def decimals(value: float | None, places: int = 4) -> str:
+    """A number to so many decimals."""
+    return UNKNOWN if value is None else f"{value:.{places}f}"
 
 
 def span(first: float, last: float) -> str:
@@ -69,18 +72,20 @@ def short(value: object) -> object:
     return f"[{', '.join(items)}]" if len(items) < 5 else f"[{', '.join(items[:3])}, … {len(items)} values]"
 
 
-def guessed(prediction: Sequence[float], count: int) -> str:
+def guessed(prediction: Sequence[float] | None, count: int) -> str:
     """A distribution's most probable classes.
 
     >>> guessed([0.0, 0.125, 0.875], 2)
     '2 87.5%, 1 12.5%'
     """
+    if prediction is None:
+        return UNKNOWN
     order = sorted(range(len(prediction)), key=lambda i: -prediction[i])[:count]
     return ", ".join(f"{i} {prediction[i]:.1%}" for i in order)
 
 
 def _column(heading: str, values: Sequence[object]) -> list[str]:
-    cells = ["–" if value is None else str(value) for value in values]
+    cells = [UNKNOWN if value is None else str(value) for value in values]
     width = max(map(len, [heading, *cells]))
     if all(re.fullmatch(r"–|-?[\d.…%]+", cell) for cell in cells):
         return [cell.rjust(width) for cell in [heading, *cells]]

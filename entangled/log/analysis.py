@@ -73,21 +73,23 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class PeerEpoch:
-    """One peer in one epoch: means over the epoch's samples."""
+    """One peer in one epoch: means over the samples of exchanges in which it took part; None where there are none."""
 
     epoch: int
     peer: str
     exchanges: int
+    """In which it took part."""
     weight_first: float
-    """λ at the first exchange, and at the last."""
+    """λ at the epoch's first exchange, and at the last."""
     weight_last: float
-    entropy: float
-    """This and the four after it as `entangled.distribution.statistics`."""
-    confidence: float
-    agreement: float
-    kl_self_other: float
-    kl_other_self: float
-    wait_ms_mean: float
+    entropy: float | None
+    """This and the four after it as `entangled.distribution.statistics`; the last three without exchanges in which it
+    was alone."""
+    confidence: float | None
+    agreement: float | None
+    kl_self_other: float | None
+    kl_other_self: float | None
+    wait_ms_mean: float | None
     wait_ms_p95: float
     """Within 1 %."""
     bytes: int
@@ -99,38 +101,43 @@ class _EpochSums:
     def __init__(self, first: Block, peers: int) -> None:
         self.epoch, self.weight = first.epoch, float(first.weights[0])
         self.weight_last = self.weight
-        self.exchanges = self.samples = 0
-        self.waits, self.bytes = np.zeros((2, peers))
-        self.statistics = np.zeros((peers, len(STATISTICS)))
+        self.exchanges, self.bytes = np.zeros((2, peers), np.int64)
+        self.waits = np.zeros(peers)
+        self.statistics, self.samples = np.zeros((2, peers, len(STATISTICS)))
         self.quantiles = [Quantiles() for _ in range(peers)]
 
     def add(self, block: Block) -> None:
         exchanges, rows = block.sample_ids.shape
-        self.exchanges += exchanges
-        self.samples += exchanges * rows
+        members = list(block.members)
         self.weight_last = float(block.weights[-1])
-        self.statistics += block.statistics.sum(axis=0, dtype=np.float64) * rows
-        for i, quantiles in enumerate(self.quantiles):
-            quantiles.add(block.wait_us[:, i])
-        self.waits += block.wait_us.sum(axis=0)
-        self.bytes += block.bytes.sum(axis=0)
+        self.exchanges[members] += exchanges
+        known = ~np.isnan(block.statistics)
+        self.statistics[members] += block.statistics.sum(axis=0, dtype=np.float64, where=known) * rows
+        self.samples[members] += known.sum(axis=0) * rows
+        for i, member in enumerate(members):
+            self.quantiles[member].add(block.wait_us[:, i])
+        self.waits[members] += block.wait_us.sum(axis=0)
+        self.bytes[members] += block.bytes.sum(axis=0)
 
     def result(self, peers: Sequence[str]) -> list[PeerEpoch]:
-        means = self.statistics / self.samples
         return [
             PeerEpoch(
                 self.epoch,
                 peer,
-                self.exchanges,
+                int(self.exchanges[i]),
                 self.weight,
                 self.weight_last,
-                wait_ms_mean=float(self.waits[i] / self.exchanges / 1e3),
+                wait_ms_mean=_mean(self.waits[i] / 1e3, self.exchanges[i]),
                 wait_ms_p95=self.quantiles[i].quantile(0.95) / 1e3,
                 bytes=int(self.bytes[i]),
-                **dict(zip(STATISTICS, means[i].tolist(), strict=True)),
+                **dict(zip(STATISTICS, map(_mean, self.statistics[i], self.samples[i]), strict=True)),
             )
             for i, peer in enumerate(peers)
         ]
+
+
+def _mean(total: float, count: float) -> float | None:
+    return float(total / count) if count else None
 
 
 def summarise(blocks: Iterable[Block], peers: Sequence[str]) -> Iterator[PeerEpoch]:
@@ -147,9 +154,12 @@ def summarise(blocks: Iterable[Block], peers: Sequence[str]) -> Iterator[PeerEpo
 
 
 def divergences(blocks: Iterable[Block], samples: int) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """For each sample, the mean Jensen-Shannon divergence (nan if never seen), and the number of its exchanges."""
+    """For each sample, the mean Jensen-Shannon divergence (nan if never seen), and the number of its exchanges.
+
+    Only of exchanges among two or more.
+    """
     sums, counts = np.zeros(samples), np.zeros(samples, np.int64)
-    for block in blocks:
+    for block in (block for block in blocks if len(block.members) > 1):
         ids = block.sample_ids.reshape(-1)
         np.add.at(sums, ids, jensen_shannon(block.predictions).reshape(-1))
         np.add.at(counts, ids, 1)
@@ -164,15 +174,17 @@ def most_divergent(divergence: Floats, count: int) -> npt.NDArray[np.int64]:
 
 
 def mean_predictions(blocks: Iterable[Block], sample_ids: Collection[int], peers: int, classes: int) -> Floats:
-    """Each peer's mean prediction for each of `sample_ids`, `(samples, peers, classes)`."""
+    """Each peer's mean prediction for each of `sample_ids`, `(samples, peers, classes)`; nan where it made none."""
     wanted = np.sort(np.array(list(sample_ids), np.int64))
-    sums, counts = np.zeros((len(wanted), peers, classes)), np.zeros(len(wanted), np.int64)
+    sums, counts = np.zeros((len(wanted), peers, classes)), np.zeros((len(wanted), peers, 1), np.int64)
     for block in blocks:
         exchange, row = np.nonzero(np.isin(block.sample_ids, wanted))
         places = np.searchsorted(wanted, block.sample_ids[exchange, row])
-        np.add.at(sums, places, block.predictions[exchange, :, row])
-        np.add.at(counts, places, 1)
-    means = sums / np.maximum(counts, 1)[:, None, None]
+        for i, member in enumerate(block.members):
+            np.add.at(sums[:, member], places, block.predictions[exchange, i, row])
+            np.add.at(counts[:, member], places, 1)
+    with np.errstate(invalid="ignore"):
+        means = sums / counts
     return means[np.searchsorted(wanted, np.array(list(sample_ids), np.int64))]
 
 
@@ -182,8 +194,10 @@ class Sighting:
 
     position: Position
     weight: float
+    members: tuple[int, ...]
+    """Who took part, by place."""
     predictions: npt.NDArray[np.float32]
-    """Each peer's prediction for the sample, `(peers, classes)`."""
+    """Each member's prediction for the sample, `(members, classes)`."""
 
 
 def sightings(blocks: Iterable[Block], sample_id: int) -> Iterator[Sighting]:
@@ -191,7 +205,8 @@ def sightings(blocks: Iterable[Block], sample_id: int) -> Iterator[Sighting]:
     for block in blocks:
         for exchange, row in np.argwhere(block.sample_ids == sample_id).tolist():
             position = Position(block.epoch, int(block.steps[exchange]))
-            yield Sighting(position, float(block.weights[exchange]), block.predictions[exchange, :, row])
+            weight, predictions = float(block.weights[exchange]), block.predictions[exchange, :, row]
+            yield Sighting(position, weight, block.members, predictions)
 
 
 @dataclass(frozen=True)
@@ -213,22 +228,23 @@ class Course:
 def course(blocks: Iterable[Block], peers: int, layout: Layout, stretches: int = 200) -> Course:
     """The run in at most `stretches` stretches, each the mean over its samples (λ: over its exchanges)."""
     stretches = min(stretches, layout.positions)
-    exchanges, samples, weight = np.zeros((3, stretches))
+    exchanges, weight = np.zeros((2, stretches))
     entropies = np.zeros((peers, stretches))
-    agreements, divergences = np.zeros((2, peers, peers, stretches))
+    agreements, divergences, samples = np.zeros((3, peers, peers, stretches))
     for block in blocks:
         place = block.indexes * stretches // layout.positions
         rows = block.sample_ids.shape[1]
-        own = [block.predictions[:, i] for i in range(peers)]
-        top = [p.argmax(axis=-1) for p in own]
         np.add.at(exchanges, place, 1)
-        np.add.at(samples, place, rows)
         np.add.at(weight, place, block.weights.astype(np.float64))
-        for i in range(peers):
+        own = {member: block.predictions[:, i] for i, member in enumerate(block.members)}
+        top = {member: p.argmax(axis=-1) for member, p in own.items()}
+        for i in block.members:
             np.add.at(entropies[i], place, entropy(own[i]).sum(axis=1))
-            for j in range(peers):
+            for j in block.members:
+                np.add.at(samples[i, j], place, rows)
                 np.add.at(agreements[i, j], place, (top[i] == top[j]).sum(axis=1))
                 np.add.at(divergences[i, j], place, divergence(own[i], own[j]).sum(axis=1))
     middle = (np.arange(stretches) + 0.5) / stretches * layout.epochs
     with np.errstate(invalid="ignore"):
-        return Course(middle, weight / exchanges, agreements / samples, divergences / samples, entropies / samples)
+        entropies /= np.diagonal(samples).T
+        return Course(middle, weight / exchanges, agreements / samples, divergences / samples, entropies)

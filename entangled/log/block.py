@@ -16,24 +16,26 @@ Predictions = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Exchange:
-    """One logged exchange. Wherever there is an axis of peers, it runs in the experiment's order."""
+    """One logged exchange. Wherever there is an axis of members, it runs in the experiment's order of peers."""
 
     position: Position
     index: int
+    members: tuple[int, ...]
+    """Who took part: places among the experiment's peers."""
     weight: float
     """λ in force; a float32 value."""
     sample_ids: SampleIds
     """`(rows,)`."""
     kept: Predictions | None
-    """`(peers, rows, classes)` float32; None where they are not kept."""
+    """`(members, rows, classes)` float32; None where they are not kept."""
     prediction_digests: npt.NDArray[np.object_]
-    """`(peers,)` of bytes."""
+    """`(members,)` of bytes."""
     statistics: npt.NDArray[np.float32]
-    """`(peers, 5)`, as `entangled.distribution.STATISTICS`."""
+    """`(members, 5)`, as `entangled.distribution.STATISTICS`."""
     received_at: npt.NDArray[np.int64]
-    """`(peers,)` microseconds since 1970, UTC."""
+    """`(members,)` microseconds since 1970, UTC."""
     wait_us: npt.NDArray[np.int64]
-    """`(peers,)`."""
+    """`(members,)`."""
 
     @property
     def predictions(self) -> Predictions:
@@ -49,9 +51,11 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Block:
-    """Successive exchanges of one epoch with equally many samples, and all with predictions or all without."""
+    """Successive exchanges of one epoch: same members, equally many samples, all with predictions or all without."""
 
     epoch: int
+    members: tuple[int, ...]
+    """Who took part in each of them: places among the experiment's peers, in its order."""
     steps: npt.NDArray[np.int64]
     """`(exchanges,)`, as `indexes` and `weights` are."""
     indexes: npt.NDArray[np.int64]
@@ -59,11 +63,11 @@ class Block:
     sample_ids: SampleIds
     """`(exchanges, rows)`."""
     kept: Predictions | None
-    """`(exchanges, peers, rows, classes)`; None where they are not kept."""
+    """`(exchanges, members, rows, classes)`; None where they are not kept."""
     prediction_digests: npt.NDArray[np.object_]
-    """`(exchanges, peers)`, as `received_at`, `wait_us` and `bytes` are."""
+    """`(exchanges, members)`, as `received_at`, `wait_us` and `bytes` are."""
     statistics: npt.NDArray[np.float32]
-    """`(exchanges, peers, 5)`, as `entangled.distribution.STATISTICS`."""
+    """`(exchanges, members, 5)`, as `entangled.distribution.STATISTICS`."""
     received_at: npt.NDArray[np.int64]
     wait_us: npt.NDArray[np.int64]
     bytes: npt.NDArray[np.int64]
@@ -87,6 +91,7 @@ class Block:
             yield Exchange(
                 Position(self.epoch, step),
                 index,
+                self.members,
                 weight,
                 self.sample_ids[i],
                 None if self.kept is None else self.kept[i],

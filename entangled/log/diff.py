@@ -54,12 +54,10 @@ def compare(
 ) -> Difference:
     """Compare two logs exchange by exchange, in order, holding one of each at a time.
 
-    Predictions, sample ids and λ are compared, to the bit; not when they came and who waited. Predictions are compared
-    by peer, for peers that are in both runs, and only where they are about the same samples; by their digests, where a
-    log does not keep them.
+    Members, predictions, sample ids and λ are compared, to the bit; not when they came and who waited. Predictions are
+    compared by peer, for peers that took part in both, and only where they are about the same samples; by their
+    digests, where a log does not keep them.
     """
-    peers = [peer for peer in our_peers if peer in their_peers]
-    places = [our_peers.index(peer) for peer in peers], [their_peers.index(peer) for peer in peers]
     always = [] if list(our_peers) == list(their_peers) else ["peers"]
     parting: Parting | None = None
     epochs: list[EpochDifference] = []
@@ -69,40 +67,49 @@ def compare(
                 if longer is not None and parting is None:
                     parting = Parting(longer.position, [f"the {ended} log ends"], {})
             break
-        what, difference = _differences(a, b, places)
+        members = [our_peers[i] for i in a.members], [their_peers[i] for i in b.members]
+        what, difference = _differences(a, b, *members)
         what = [*always, *what]
         if what and parting is None:
-            by_peer = {} if difference is None else dict(zip(peers, difference, strict=True))
-            parting = Parting(a.position, what, by_peer)
+            parting = Parting(a.position, what, difference or {})
         if not epochs or epochs[-1].epoch != a.position.epoch:
             epochs.append(EpochDifference(a.position.epoch, 0, 0, None, 0, 0.0))
         epochs[-1] = _added(epochs[-1], what, difference, abs(a.weight - b.weight))
     return Difference(parting, epochs)
 
 
-def _differences(a: Exchange, b: Exchange, places: tuple[list[int], list[int]]) -> tuple[list[str], list[float] | None]:
-    """What differs in two exchanges; by how much the predictions do, peer by peer, if they can be compared."""
+def _differences(
+    a: Exchange, b: Exchange, ours: list[str], theirs: list[str]
+) -> tuple[list[str], dict[str, float] | None]:
+    """What differs in two exchanges among `ours` and `theirs`; by how much the predictions do, by peer, if known."""
     what = ["position"] if a.position != b.position else []
     if a.weight != b.weight:
         what.append("λ")
+    if set(ours) != set(theirs):
+        what.append("members")
     if not np.array_equal(a.sample_ids, b.sample_ids):
         return [*what, "sample ids"], None
+    peers = [peer for peer in ours if peer in theirs]
+    places = [ours.index(peer) for peer in peers], [theirs.index(peer) for peer in peers]
     if a.kept is None or b.kept is None:
         if (a.prediction_digests[places[0]] == b.prediction_digests[places[1]]).all():
-            return what, [0.0] * len(places[0])
+            return what, dict.fromkeys(peers, 0.0)
         return [*what, "predictions"], None
     own, others = a.kept[places[0]], b.kept[places[1]]
     if own.shape != others.shape:
         return [*what, "classes"], None
     if own.tobytes() == others.tobytes():
-        return what, [0.0] * len(own)
-    return [*what, "predictions"], np.abs(own.astype(np.float64) - others).max(axis=(1, 2)).tolist()
+        return what, dict.fromkeys(peers, 0.0)
+    apart = np.abs(own.astype(np.float64) - others).max(axis=(1, 2)).tolist()
+    return [*what, "predictions"], dict(zip(peers, apart, strict=True))
 
 
-def _added(sums: EpochDifference, what: list[str], difference: list[float] | None, weight: float) -> EpochDifference:
+def _added(
+    sums: EpochDifference, what: list[str], difference: dict[str, float] | None, weight: float
+) -> EpochDifference:
     predictions = sums.predictions
     if difference is not None:
-        predictions = max([predictions or 0.0, *difference])
+        predictions = max([predictions or 0.0, *difference.values()])
     return replace(
         sums,
         exchanges=sums.exchanges + 1,

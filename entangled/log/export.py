@@ -129,6 +129,8 @@ _FORMATS = {".csv": _csv, ".parquet": _parquet, ".jsonl": _jsonl}
 
 def _texts(column: Any) -> list[str]:
     """A column's values as text; formatted by Arrow, a column at a time."""
+    if pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type):
+        return [json.dumps(names, ensure_ascii=False) for names in column.to_pylist()]
     if pa.types.is_list(column.type):
         items = pa.ListArray.from_arrays(column.offsets, column.values.cast(pa.string()))
         return [f"[{text}]" for text in call_function("binary_join", [items, pa.scalar(", ")]).to_pylist()]

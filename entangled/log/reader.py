@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pyarrow.compute import call_function
 
 from entangled.alignment import Layout, Position
 from entangled.distribution import STATISTICS
@@ -213,25 +214,44 @@ def follow(run: Run, after: int, pause: Callable[[], None]) -> Iterator[Exchange
 
 
 def _blocks(run: Run, epoch: int, path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Block]:
-    peers, rest = len(run.peers), None
+    rest = None
     for batch in batches:
         rows = batch if rest is None else pa.concat_batches([rest, batch])
-        whole = rows.num_rows - rows.num_rows % peers
-        rest = rows.slice(whole) if whole < rows.num_rows else None
-        if whole:
-            yield from _whole(run, epoch, path, rows.slice(0, whole))
+        rest = None
+        for members, same in _by_members(rows):
+            if rest is not None:  # more rows follow, of an exchange among others
+                raise _incomplete(path, rest)
+            whole = same.num_rows - same.num_rows % len(members)
+            rest = same.slice(whole) if whole < same.num_rows else None
+            if whole:
+                yield from _whole(run, epoch, path, members, same.slice(0, whole))
     if rest is not None:
-        raise _not_whole(path, f"{rest.num_rows} of {peers} peers' predictions in the last one")
+        raise _incomplete(path, rest)
 
 
-def _whole(run: Run, epoch: int, path: Path, batch: pa.RecordBatch) -> Iterator[Block]:
-    """A record batch as blocks, one for each size of batch in it."""
-    peers = len(run.peers)
+def _by_members(rows: pa.RecordBatch) -> Iterator[tuple[tuple[str, ...], pa.RecordBatch]]:
+    """Successive rows that name the same members."""
+    column = rows.column("members")
+    lists = pa.ListArray.from_arrays(column.offsets, column.values)
+    names = call_function("binary_join", [lists, pa.scalar(",")]).dictionary_encode()
+    places = names.indices.to_numpy()
+    cuts = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), rows.num_rows]
+    for begin, end in pairwise(cuts):
+        if end > begin:
+            yield tuple(names.dictionary[int(places[begin])].as_py().split(",")), rows.slice(begin, end - begin)
+
+
+def _whole(run: Run, epoch: int, path: Path, members: tuple[str, ...], batch: pa.RecordBatch) -> Iterator[Block]:
+    """The rows of whole exchanges among `members` as blocks, one for each size of batch in it."""
+    if members != tuple(peer for peer in run.peers if peer in members):
+        raise _not_whole(path, f"members {', '.join(members)}")
+    peers = len(members)
     shape = batch.num_rows // peers, peers
     names = batch.column("peer").to_numpy(zero_copy_only=False).reshape(shape)
     steps, indexes, rows, classes = (_numbers(batch, name, shape) for name in ("step", "index", "rows", "classes"))
-    if (names != np.array(run.peers, dtype=object)).any():
-        raise _not_whole(path, f"peers {', '.join(names[(names != np.array(run.peers, dtype=object)).any(axis=1)][0])}")
+    strange = (names != np.array(members, dtype=object)).any(axis=1)
+    if strange.any():
+        raise _not_whole(path, f"peers {', '.join(names[strange][0])}")
     if (indexes != indexes[:, :1]).any() or (steps != steps[:, :1]).any() or (rows != rows[:, :1]).any():
         raise _not_whole(path, "rows of several positions in one")
     if (classes != run.classes).any():
@@ -258,6 +278,7 @@ def _whole(run: Run, epoch: int, path: Path, batch: pa.RecordBatch) -> Iterator[
             raise _not_whole(path, "predictions for different samples")
         yield Block(
             epoch,
+            tuple(run.peers.index(name) for name in members),
             steps[begin:end, 0],
             indexes[begin:end, 0],
             weights[begin:end, 0].astype(np.float32),
@@ -295,6 +316,10 @@ def _list(batch: pa.RecordBatch, name: str) -> tuple[npt.NDArray[Any], npt.NDArr
     """The values of a list column behind one another, and where each row's begin (and the last one's end)."""
     column = batch.column(name)
     return column.values.to_numpy(), column.offsets.to_numpy().astype(np.int64)
+
+
+def _incomplete(path: Path, rows: pa.RecordBatch) -> LogError:
+    return _not_whole(path, f"one of which only {', '.join(rows.column('peer').to_pylist())} have a row")
 
 
 def _not_whole(path: Path, got: str) -> LogError:

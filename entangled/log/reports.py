@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,8 +22,9 @@ Report = dict[str, Any]
 
 
 def exchange(run: Run, found: Exchange, labels: Labels) -> Report:
-    """One exchange: for every sample and peer the prediction and the soft target, whole."""
-    targets = soft_targets(list(found.predictions), run.experiment.combination())
+    """One exchange: for every sample and member the prediction and the soft target, whole."""
+    members = _members(run, found.members)
+    targets = soft_targets(list(found.predictions), run.experiment.combination(members))
     return {
         "epoch": found.position.epoch,
         "step": found.position.step,
@@ -33,7 +36,7 @@ def exchange(run: Run, found: Exchange, labels: Labels) -> Report:
                 "label": _label(labels, sample_id),
                 "peers": {
                     peer: {"prediction": found.predictions[i, row].tolist(), "soft_target": targets[i][row].tolist()}
-                    for i, peer in enumerate(run.peers)
+                    for i, peer in enumerate(members)
                 },
             }
             for row, sample_id in enumerate(found.sample_ids.tolist())
@@ -57,7 +60,7 @@ def sample(run: Run, sample_id: int, labels: Labels, note: Note) -> Report:
                 "epoch": seen.position.epoch,
                 "step": seen.position.step,
                 "weight": seen.weight,
-                "peers": _by_peer(run, seen.predictions),
+                "peers": _by_peer(_members(run, seen.members), seen.predictions),
             }
             for seen in sightings(with_predictions(run, blocks(run, note), note), sample_id)
         ],
@@ -80,14 +83,14 @@ def disagreements(run: Run, top: int, epoch: int | None, labels: Labels, note: N
             "label": _label(labels, i),
             "divergence": float(found[i]),
             "exchanges": int(counts[i]),
-            "peers": _by_peer(run, mean),
+            "peers": _by_peer(run.peers, mean),
         }
         for i, mean in zip(ids, means, strict=True)
     ]
 
 
 def line(run: Run, found: Exchange) -> Report:
-    """One exchange in brief: how each peer agreed with the others' soft target, and how long it waited."""
+    """One exchange in brief: how each member agreed with the others, None if it was alone, and how long it waited."""
     return {
         "at": datetime.fromtimestamp(int(found.received_at.max()) / 1e6, UTC).isoformat(timespec="milliseconds"),
         "epoch": found.position.epoch,
@@ -96,16 +99,26 @@ def line(run: Run, found: Exchange) -> Report:
         "weight": found.weight,
         "peers": {
             peer: {
-                **dict(zip(STATISTICS, found.statistics[i].tolist(), strict=True)),
+                **dict(zip(STATISTICS, map(_known, found.statistics[i].tolist()), strict=True)),
                 "wait_ms": float(found.wait_us[i]) / 1e3,
             }
-            for i, peer in enumerate(run.peers)
+            for i, peer in enumerate(_members(run, found.members))
         },
     }
 
 
-def _by_peer(run: Run, predictions: npt.NDArray[np.floating]) -> Report:
-    return {peer: {"prediction": own.tolist()} for peer, own in zip(run.peers, predictions, strict=True)}
+def _members(run: Run, places: Sequence[int]) -> list[str]:
+    return [run.peers[place] for place in places]
+
+
+def _by_peer(peers: Sequence[str], predictions: npt.NDArray[np.floating]) -> Report:
+    """Without peers that predicted nothing."""
+    by_peer = zip(peers, predictions, strict=True)
+    return {peer: {"prediction": own.tolist()} for peer, own in by_peer if not np.isnan(own).any()}
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _label(labels: Labels, sample_id: int) -> int | None:

@@ -53,27 +53,30 @@ class Verdict:
     """Of the exchanges, those whose predictions are not kept: that their digests and statistics are theirs is not
     proven."""
     fault: Fault | None
+    not_by_all: int = 0
+    """Of the exchanges, those in which not every peer took part."""
 
 
 @dataclass(frozen=True)
 class _Expected:
-    """What a row must be, by the experiment alone."""
+    """What an exchange's rows must be, by the experiment alone."""
 
     position: Position
     index: int
-    peer: str
     weight: float
+    """The schedule's."""
     sample_ids: SampleIds
 
 
 def verify(run: Run, note: Note = ignore) -> Verdict:
     """Check a run's log from its first row to the first fault.
 
-    Every row stands where it must (epoch, step, index, peer); is about the samples that the experiment's sample order
-    gives, under their digest; has the schedule's λ; has a valid prediction, under its digest, with its statistics; and
-    continues the hash chain, which starts from `experiment.toml`. The log of a finished run has every position, and
-    ends in the `chain` of `summary.json`. Where the experiment says that a prediction is not kept, what was written of
-    it is proven to be unchanged, but not to be true.
+    Every row stands where it must (epoch, step, index, peer), one of each of the exchange's members, who are all peers
+    or as many as the experiment says; is about the samples that the experiment's sample order gives, under their
+    digest; has the schedule's λ, or 0 where its peer was alone; has a valid prediction, under its digest, with its
+    statistics; and continues the hash chain, which starts from `experiment.toml`. The log of a finished run has every
+    position, and ends in the `chain` of `summary.json`. Where the experiment says that a prediction is not kept, what
+    was written of it is proven to be unchanged, but not to be true.
 
     Args:
         run: as opened.
@@ -88,13 +91,14 @@ def verify(run: Run, note: Note = ignore) -> Verdict:
     except LogError as error:
         what = error.message.removeprefix(f"{walk.path} ")
         fault = what, error.expected or "whole rows", error.got or "damage"
-    position, peer = (walk.want.position, walk.want.peer) if walk.want else (None, "")
+    position, peer = (walk.want.position, walk.peer) if walk.want else (None, "")
     return Verdict(
-        walk.rows // len(run.peers),
+        walk.exchanges,
         run.layout.positions,
         run.summary is not None,
         walk.without_predictions,
         Fault(str(walk.path), position, peer, *fault) if fault else None,
+        walk.not_by_all,
     )
 
 
@@ -110,12 +114,12 @@ class _Walk:
 
     def __init__(self, run: Run, note: Note) -> None:
         self.path = folder(run.folder)
-        self.rows = self.without_predictions = 0
+        self.exchanges = self.without_predictions = self.not_by_all = 0
+        self.peer = run.peers[0]
         self._run, self._note = run, note
-        self._combination = run.experiment.combination()
         self._link = genesis(run.toml)
         self._expected = _expected(run)
-        self._exchange: list[tuple[_Expected, Row]] = []
+        self._exchange: list[Row] = []
         self.want = next(self._expected, None)
 
     def all(self) -> None:
@@ -130,47 +134,56 @@ class _Walk:
     def _row(self, row: Row, stored: bytes) -> None:
         if self.want is None:
             raise _Differs("there is a row behind the run's last", "no more rows", _place(row))
-        _check(self._run, self.want, row)
+        members = self._exchange[0].members if self._exchange else row.members
+        if not self._exchange:
+            self.peer = next((peer for peer in self._run.peers if peer in members), self._run.peers[0])
+        _check(self._run, self.want, self.peer, members, row)
         self._link = chain(self._link, row)
         if stored != self._link:
             what = "this is not the row that was written: the hash chain breaks"
-            if self.rows == 0:
+            if self.exchanges == 0 and not self._exchange:
                 what = "the hash chain does not start from experiment.toml, or this is not the row that was written"
             raise _Differs(what, self._link.hex(), stored.hex())
-        self._exchange.append((self.want, row))
-        if len(self._exchange) == len(self._run.peers):
-            self._whole_exchange()
-        self.rows += 1
-        self.want = next(self._expected, None)
+        self._exchange.append(row)
+        if len(self._exchange) < len(members):
+            self.peer = members[len(self._exchange)]
+            return
+        self._whole_exchange()
+        self.exchanges += 1
+        self.not_by_all += len(members) < len(self._run.peers)
+        self.want, self.peer = next(self._expected, None), self._run.peers[0]
 
     def _whole_exchange(self) -> None:
-        """Check what an exchange's rows say together: the statistics, which hang on all peers' predictions."""
+        """Check what an exchange's rows say together: the statistics, which hang on all members' predictions."""
         exchange, self._exchange = self._exchange, []
-        kept = [row.prediction for _, row in exchange if row.prediction is not None]
+        kept = [row.prediction for row in exchange if row.prediction is not None]
         if not kept:
             self.without_predictions += 1
             return
         if len(kept) < len(exchange):
-            self.want = next(want for want, row in exchange if row.prediction is None)
+            self.peer = next(row.peer for row in exchange if row.prediction is None)
             raise _Differs("the prediction is missing, while other peers' are kept", "all or none", "some")
-        for (want, row), computed in zip(exchange, statistics(np.stack(kept), self._combination), strict=True):
-            close = np.isclose(row.statistics, computed, rtol=1e-5, atol=1e-6)  # the last bits hang on the processor
+        combination = self._run.experiment.combination(exchange[0].members)
+        for row, computed in zip(exchange, statistics(np.stack(kept), combination), strict=True):
+            # The last bits hang on the processor.
+            close = np.isclose(row.statistics, computed, rtol=1e-5, atol=1e-6, equal_nan=True)
             if not close.all():
-                self.want, place = want, int(np.flatnonzero(~close)[0])
+                self.peer, place = row.peer, int(np.flatnonzero(~close)[0])
                 what = f"{STATISTICS[place]} is not that of the predictions"
                 raise _Differs(what, computed[place], row.statistics[place])
 
     def _end(self) -> None:
-        exchanges, rest = divmod(self.rows, len(self._run.peers))
-        summary = self._run.summary
+        exchanges, summary = self.exchanges, self._run.summary
         if self.without_predictions:
             self._note(
                 f"the predictions of {self.without_predictions} of {exchanges} exchanges are not kept (exchange.log = "
                 f"{_mode(self._run)}): that they were distributions, and have the digests and statistics in the log, "
                 "cannot be proven"
             )
-        if self.want is not None and (rest or summary is not None):
-            raise _Differs("the log ends before this row", _names(self.want), "no more rows")
+        if self.not_by_all:
+            self._note(f"not every peer took part in {self.not_by_all} of {exchanges} exchanges")
+        if self.want is not None and (self._exchange or summary is not None):
+            raise _Differs("the log ends before this row", _names(self.want, self.peer), "no more rows")
         if summary is None:
             self._note(
                 f"the run is not finished: its log holds {exchanges} of {self._run.layout.positions} exchanges; that "
@@ -192,13 +205,21 @@ def _expected(run: Run) -> Iterator[_Expected]:
         for step in range(layout.steps_per_epoch):
             position = Position(epoch, step)
             weight = float(np.float32(weight_at(exchange.weight, position, layout)))
-            for peer in run.peers:
-                yield _Expected(position, layout.index(position), peer, weight, layout.batch(order, step))
+            yield _Expected(position, layout.index(position), weight, layout.batch(order, step))
 
 
-def _check(run: Run, want: _Expected, row: Row) -> None:
-    """Raise `_Differs` unless `row` is, but for what the peer predicted, what is wanted here."""
-    _check_place(run, want, row)
+def _check(run: Run, want: _Expected, peer: str, members: tuple[str, ...], row: Row) -> None:
+    """Raise `_Differs` unless `row` is, but for what the peer predicted, what is wanted here.
+
+    Args:
+        run: as opened.
+        want: the exchange's.
+        peer: whose row must stand here.
+        members: of the exchange, as its first row has them.
+        row: that stands here.
+    """
+    _check_place(run, want, peer, row)
+    _check_members(run, members, row)
     shape = len(want.sample_ids), run.classes
     if row.shape != shape:
         raise _Differs("the prediction's shape is wrong", shape, row.shape)
@@ -212,9 +233,25 @@ def _check(run: Run, want: _Expected, row: Row) -> None:
     digest = batch_digest(want.position, row.sample_ids)
     if row.digest != digest:
         raise _Differs("the batch digest is not that of the sample ids", digest.hex(), row.digest.hex())
-    if row.weight != want.weight:
-        raise _Differs("λ is not the schedule's", want.weight, row.weight)
+    weight = want.weight if len(members) > 1 else 0.0
+    if row.weight != weight:
+        what = "λ is not the schedule's" if len(members) > 1 else "λ is not 0, though this peer was alone"
+        raise _Differs(what, weight, row.weight)
     _check_prediction(run, row)
+
+
+def _check_members(run: Run, members: tuple[str, ...], row: Row) -> None:
+    if row.members != members:
+        raise _Differs("the members are not those of the exchange's first row", _list(members), _list(row.members))
+    exchange = run.experiment.exchange
+    least = len(run.peers) if exchange.on_missing == "wait" else exchange.least
+    if members != tuple(peer for peer in run.peers if peer in members) or len(members) < least:
+        expected = f"at least {least} of {_list(run.peers)}, in this order"
+        raise _Differs("the experiment does not allow these members", expected, _list(members))
+
+
+def _list(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "nobody"
 
 
 def _check_prediction(run: Run, row: Row) -> None:
@@ -237,22 +274,23 @@ def _mode(run: Run) -> str:
     return exchange.log if exchange.log_every is None else f"{exchange.log}, exchange.log_every = {exchange.log_every}"
 
 
-def _check_place(run: Run, want: _Expected, row: Row) -> None:
+def _check_place(run: Run, want: _Expected, peer: str, row: Row) -> None:
     got = row.position, row.index, row.peer
-    if got == (want.position, want.index, want.peer):
+    if got == (want.position, want.index, peer):
         return
+    names = _names(want, peer)
     if row.peer not in run.peers:
-        raise _Differs("the row is of no peer of the experiment", _names(want), _place(row))
-    peers = {peer: place for place, peer in enumerate(run.peers)}
+        raise _Differs("the row is of no peer of the experiment", names, _place(row))
+    peers = {name: place for place, name in enumerate(run.peers)}
     if row.index != run.layout.index(row.position):
-        raise _Differs("the row's index is not its position's", _names(want), _place(row))
-    if (row.index, peers[row.peer]) < (want.index, peers[want.peer]):
-        raise _Differs("an earlier row stands here: duplicated, or out of order", _names(want), _place(row))
-    raise _Differs("a later row stands here: this one is missing, or out of order", _names(want), _place(row))
+        raise _Differs("the row's index is not its position's", names, _place(row))
+    if (row.index, peers[row.peer]) < (want.index, peers[peer]):
+        raise _Differs("an earlier row stands here: duplicated, or out of order", names, _place(row))
+    raise _Differs("a later row stands here: this one is missing, or out of order", names, _place(row))
 
 
-def _names(want: _Expected) -> str:
-    return f"{want.position} (index {want.index}) peer {want.peer}"
+def _names(want: _Expected, peer: str) -> str:
+    return f"{want.position} (index {want.index}) peer {peer}"
 
 
 def _place(row: Row) -> str:

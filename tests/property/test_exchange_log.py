@@ -16,6 +16,7 @@ from tests.support import GENESIS, same, writer
 
 INT32, INT64 = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1)
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 PREDICTIONS = arrays.arrays(np.float32, arrays.array_shapes(min_dims=2, max_dims=2), elements=FLOATS)
 
 
@@ -26,7 +27,8 @@ def rows(draw: st.DrawFn) -> list[Row]:
         Row(
             position=Position(epoch, draw(st.integers(0, 2**31 - 1))),
             index=draw(st.integers(0, 2**62)),
-            peer=draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=20)),
+            peer=draw(NAMES),
+            members=tuple(draw(st.lists(NAMES, max_size=4))),
             weight=float(draw(st.floats(0, 2.0**99, width=32))),
             sample_ids=draw(arrays.arrays(np.int64, st.integers(0, 5), elements=INT64)),
             digest=draw(st.binary(min_size=16, max_size=16)),

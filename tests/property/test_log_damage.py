@@ -26,6 +26,7 @@ def runs() -> Iterator[dict[str, Path]]:
             "finished": logs.finished(path / "finished", settings),
             "killed": logs.unfinished(path / "killed", 5, settings),
             "sampled": logs.finished(path / "sampled", logs.keeping("sampled", "abc", log_every=4)),
+            "of some": logs.of_some(path / "of some"),
             "statistics": logs.finished(path / "statistics", logs.keeping("statistics", "abc")),
         }
 
@@ -53,7 +54,7 @@ def damages(draw: st.DrawFn, rows: Rows) -> Rows:
     return rows
 
 
-@pytest.mark.parametrize("state", ["finished", "killed", "sampled", "statistics"])
+@pytest.mark.parametrize("state", ["finished", "killed", "sampled", "statistics", "of some"])
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_nothing_gets_through(runs: dict[str, Path], state: str, data: st.DataObject) -> None:

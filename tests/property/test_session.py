@@ -20,6 +20,7 @@ from coordinator.session import (
     PredictionArrived,
     Record,
     Session,
+    Synced,
     Ticked,
 )
 from entangled import PROTOCOL_VERSION
@@ -145,10 +146,13 @@ def state(session: Session) -> object:
     return session.complete, session.over, session.weight, session.fingerprint, session.waited_for(), repr(members)
 
 
-@settings(max_examples=300)  # most sequences end in a corner; it takes this many to get everywhere
-@given(st.lists(ACTIONS, min_size=16, max_size=80))
-def test_guarantees_2_and_7_no_sequence_of_events_breaks_the_session(actions: list[tuple[str, int, int, int]]) -> None:
-    session = Session(experiment(("a", "b")), 0.0)
+@settings(max_examples=400)  # most sequences end in a corner; it takes this many to get everywhere
+@given(st.lists(ACTIONS, min_size=16, max_size=80), st.sampled_from(["wait", "continue"]))
+def test_guarantees_2_and_7_no_sequence_of_events_breaks_the_session(
+    actions: list[tuple[str, int, int, int]], on_missing: str
+) -> None:
+    exchange = {"missing_after": 2.0} if on_missing == "continue" else {}
+    session = Session(experiment(("a", "b"), on_missing=on_missing, **exchange), 0.0)
     session.handle(joined(0, "a", instance="a0"), 0.0)
     session.handle(joined(1, "b", instance="b0"), 0.0)
     first: dict[tuple[str, Position], bytes] = {}
@@ -172,7 +176,11 @@ def test_guarantees_2_and_7_no_sequence_of_events_breaks_the_session(actions: li
             for effect in effects:
                 if isinstance(effect, Record):
                     exchange = effect.exchange
+                    effects += session.handle(Synced(exchange.index + 1), now)
+                    session.validate()
                     recorded.append(exchange.index)
+                    assert on_missing == "continue" or set(exchange.arrivals) == {"a", "b"}
+                    assert (exchange.weight == 0.0) or len(exchange.arrivals) == 2
                     for name, arrival in exchange.arrivals.items():
                         assert arrival.probabilities.tobytes() == taken[name, exchange.position]
                 if isinstance(effect, Answer):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from entangled.distribution import (
     CLIP,
     Combination,
     check,
+    combined,
     entropy,
     most_probable,
     published,
@@ -134,3 +137,23 @@ def test_what_is_published_is_the_prediction_itself_unless_something_is_asked_fo
     check(shown, *p.shape)
     assert ((shown > 0).sum(axis=1) <= 2).all()
     assert set(np.rint(shown.reshape(-1) * 10)) <= set(range(11))
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("rest", [{}, {"temperature": 2.0}, {"top_k": 2}], ids=["as it is", "tempered", "cut"])
+@pytest.mark.parametrize("peers", [2, 3, 5])
+def test_who_was_not_there_gets_what_it_would_have_got_for_any_prediction(how: str, rest, peers: int) -> None:
+    predictions, chosen = dirichlet(peers, peers), combination(how, peers, **rest)
+    members = [p for i, p in enumerate(predictions) if i != 1]
+    among = replace(chosen, coverage=tuple(c for i, c in enumerate(chosen.coverage) if i != 1))
+    assert combined(members, among).tobytes() == soft_targets(predictions, chosen)[1].tobytes()
+
+
+@pytest.mark.parametrize("rest", [{}, {"temperature": 2.0}, {"top_k": 2}], ids=["as it is", "tempered", "cut"])
+def test_one_that_is_alone_gets_its_own_and_has_no_agreement(rest) -> None:
+    predictions, chosen = dirichlet(1, 1), combination("mean", 1, **rest)
+    (target,) = soft_targets(predictions, chosen)
+    assert target.tobytes() == predictions[0].tobytes()
+    (measured,) = statistics(np.stack(predictions), chosen)
+    assert measured[0] == pytest.approx(entropy(predictions[0]).mean())
+    assert np.isnan(measured[2:]).all()

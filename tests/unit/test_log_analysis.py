@@ -169,7 +169,9 @@ def synthetic(count: int) -> Iterator[Block]:
         indexes = np.arange(64) + 64 * i
         weights, digests = np.zeros(64, np.float32), np.full((64, 2), b"", object)
         measured = statistics(predictions.swapaxes(0, 1))
-        yield Block(0, indexes, indexes, weights, ids, predictions, digests, measured, numbers, numbers, numbers)
+        yield Block(
+            0, (0, 1), indexes, indexes, weights, ids, predictions, digests, measured, numbers, numbers, numbers
+        )
 
 
 @pytest.mark.parametrize(

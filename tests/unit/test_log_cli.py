@@ -191,6 +191,7 @@ def test_verify(run: Path, killed: Path, tmp_path: Path) -> None:
         "finished": True,
         "without_predictions": 0,
         "fault": None,
+        "not_by_all": 0,
     }
     result = log("verify", killed)
     assert (result.exit_code, result.stdout) == (0, f"{killed}: 4 of 6 exchanges, without fault\n")

@@ -84,8 +84,8 @@ def test_a_run_that_goes_on_is_thinned_as_far_as_it_is_settled(tmp_path: Path) -
     assert {row.index for row, _ in read(tmp_path) if row.prediction is not None} == {3, 4, 5}
     archive, layout = Archive(tmp_path, settings), settings.layout(SAMPLES)
     for exchange in exchanges(settings)[3:]:
-        weight, predictions = archive.exchange(exchange.position, exchange.index)
-        assert weight == 0.5
+        members, predictions = archive.exchange(exchange.position, exchange.index)
+        assert members == PEERS
         assert [p.tobytes() for p in predictions] == [a.probabilities.tobytes() for a in exchange.arrivals.values()]
     with pytest.raises(LogError, match=r"exchange.log = statistics keeps no predictions that old.*start the run anew"):
         archive.exchange(layout.position(2), 2)

@@ -291,7 +291,7 @@ def test_guarantee_6_repeating_a_prediction_does_not_get_past_a_disk_that_is_beh
 
 
 def test_guarantee_6_after_a_restart_peers_repeat_what_the_log_has_lost() -> None:
-    session = long_session(Restored(DATA, complete=4, finals={}))
+    session = long_session(Restored(DATA, complete=4, members=PEERS, finals={}))
     assert session.complete == 4
     for index in range(4, 7):
         assert predict(session, "a", session.layout.position(index)) == []
@@ -310,7 +310,7 @@ def test_guarantee_6_after_a_restart_peers_repeat_what_the_log_has_lost() -> Non
 def test_guarantee_6_a_peer_that_was_done_before_a_restart_is_not_waited_for() -> None:
     session = long_session()
     done = Session(
-        session.experiment, 0.0, Restored(DATA, session.layout.positions, {"a": {"x": 1.0}, "b": {"x": 2.0}})
+        session.experiment, 0.0, Restored(DATA, session.layout.positions, PEERS, {"a": {"x": 1.0}, "b": {"x": 2.0}})
     )
     assert done.waited_for() == ["c (not connected)"]
     join(done, "a")
