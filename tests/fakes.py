@@ -162,6 +162,10 @@ class InMemoryExchange(Exchange):
         with contextlib.suppress(EntangledError):
             self._coordinator.handle(self._connection, Left(self._connection, reason))
 
+    def close(self) -> None:
+        """See `seam.Exchange.close`."""
+        self._coordinator.handle(self._connection, Disconnected(self._connection))
+
     def _joined(self) -> int:
         if not self._connection:
             raise ProtocolError("join before anything else")

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from entangled import distribution
-from entangled.alignment import Fingerprint, Position
+from entangled import distribution, process
+from entangled.alignment import Fingerprint, Position, SampleIds
 from entangled.distribution import Probabilities
-from entangled.errors import ProtocolError
+from entangled.errors import EntangledError, ProtocolError
 from entangled.experiment import Experiment
 from entangled.participation import checkpoint
 from entangled.participation.arrays import as_probabilities
@@ -33,6 +34,13 @@ class Hooks:
     restore: Callable[[Tree], object]
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A peer leaves because it cannot go on."""
+
+    reason: str
+
+
 class Course:
     """One peer's way through the run.
 
@@ -46,7 +54,13 @@ class Course:
     """
 
     def __init__(
-        self, experiment: Experiment, name: str, run_id: str, data: Fingerprint, complete: int, until: int | None
+        self,
+        experiment: Experiment,
+        name: str,
+        run_id: str,
+        data: Fingerprint,
+        complete: int,
+        until: int | None = None,
     ) -> None:
         self.experiment, self.name, self.run_id = experiment, name, run_id
         self.layout = experiment.layout(data.samples)
@@ -171,3 +185,42 @@ class Course:
     def left_early(self) -> str:
         """Why a loop that ends here has failed."""
         return f"the training loop ended before {self.layout.position(self.done)} was exchanged"
+
+    def parting(self, error: BaseException | None) -> Literal["done", "away"] | Failure:
+        """How a peer leaves whose loop has ended: done, failed, or, after Ctrl-C and its like, away for a while."""
+        if error is None:
+            return "done" if self.over else Failure(self.left_early())
+        if isinstance(error, EntangledError):
+            return Failure(str(error))
+        return Failure(process.one_line(error)) if isinstance(error, Exception) else "away"
+
+
+class Place:
+    """What a batch is, however it is exchanged."""
+
+    def __init__(self, course: Course, position: Position, ids: SampleIds) -> None:
+        self.ids, self.position = ids, position
+        self._course = course
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 0."""
+        return self.position.epoch
+
+    @property
+    def step(self) -> int:
+        """The place within the epoch, from 0."""
+        return self.position.step
+
+    @property
+    def last(self) -> bool:
+        """Whether it is its epoch's last."""
+        return self._course.ends_epoch(self.position)
+
+    @property
+    def report_due(self) -> bool:
+        """Whether a report would be sent now; for who has to compute it first."""
+        return self._course.report_due(self.position)

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from entangled import datasets
 from entangled.alignment import Fingerprint, fingerprint
 from entangled.datasets import Dataset, Unlabelled
-from entangled.errors import DataError
+from entangled.errors import DataError, MembershipError
+from entangled.experiment import Experiment
 
 Data = Dataset | Unlabelled | Fingerprint
 
@@ -39,3 +41,19 @@ def described(data: Any, classes: int | None) -> Data:
     if classes is None:
         raise DataError("say how many classes there are: entangled.join(…, data=ids, classes=10)")
     return fingerprint(ids.astype(np.int64), classes)
+
+
+def choose(experiment: Experiment, name: str, data: Any, classes: int | None) -> Data:
+    """What a peer exchanges predictions on: what it gave, or the experiment's own.
+
+    Raises:
+        MembershipError: the experiment has no such peer.
+        DataError: the data cannot be had.
+    """
+    if name not in experiment.peers:
+        raise MembershipError("no such peer in this experiment", expected=" or ".join(experiment.peer_names), got=name)
+    if data is not None:
+        return described(data, classes)
+    if experiment.peers[name].private is not None:
+        return datasets.load_unlabelled(experiment.exchange.data, experiment.exchange.classes)
+    return datasets.load(experiment.exchange.data, experiment.exchange.classes)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from entangled import credentials, datasets
-from entangled.errors import EntangledError, MembershipError
-from entangled.experiment import Experiment
+from entangled import credentials
 from entangled.participation.client import CoordinatorClient
-from entangled.participation.data import Data, described
+from entangled.participation.data import choose
 from entangled.participation.peer import Peer
 
 
@@ -59,22 +57,6 @@ def join(
     client = CoordinatorClient(address, name, connect_seconds, shown)
     try:
         return Peer(client, client.experiment, name, client.run_id, choose(client.experiment, name, data, classes))
-    except EntangledError:
+    except BaseException:
         client.close()
         raise
-
-
-def choose(experiment: Experiment, name: str, data: Any, classes: int | None) -> Data:
-    """What a peer exchanges predictions on: what it gave, or the experiment's own.
-
-    Raises:
-        MembershipError: the experiment has no such peer.
-        DataError: the data cannot be had.
-    """
-    if name not in experiment.peers:
-        raise MembershipError("no such peer in this experiment", expected=" or ".join(experiment.peer_names), got=name)
-    if data is not None:
-        return described(data, classes)
-    if experiment.peers[name].private is not None:
-        return datasets.load_unlabelled(experiment.exchange.data, experiment.exchange.classes)
-    return datasets.load(experiment.exchange.data, experiment.exchange.classes)

@@ -7,18 +7,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from entangled import process
 from entangled.alignment import Position, SampleIds
 from entangled.datasets import Dataset
-from entangled.errors import EntangledError, ProtocolError
+from entangled.errors import ProtocolError
 from entangled.experiment import Experiment
-from entangled.participation.course import Course, Hooks
+from entangled.participation.course import Course, Hooks, Place
 from entangled.participation.data import Data, fingerprint_of
 from entangled.participation.seam import Exchange, SoftTarget
 from entangled.participation.tree import Tree
 
 
-class Batch:
+class Batch(Place):
     """One batch of the run. Made by iterating over a `Peer`.
 
     Attributes:
@@ -26,27 +25,9 @@ class Batch:
         position: epoch and step, from 0.
     """
 
-    def __init__(self, peer: Peer, position: Position, ids: SampleIds) -> None:
-        self.ids, self.position = ids, position
-        self._peer = peer
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def epoch(self) -> int:
-        """The epoch, from 0."""
-        return self.position.epoch
-
-    @property
-    def step(self) -> int:
-        """The place within the epoch, from 0."""
-        return self.position.step
-
-    @property
-    def last(self) -> bool:
-        """Whether it is its epoch's last."""
-        return self._peer.course.ends_epoch(self.position)
+    def __init__(self, way: Exchange, course: Course, position: Position, ids: SampleIds) -> None:
+        super().__init__(course, position, ids)
+        self._way = way
 
     def exchange(self, prediction: Any) -> SoftTarget:
         """`submit`, then `result`: publish this model's prediction and wait for everybody else's.
@@ -64,26 +45,21 @@ class Batch:
             PatienceError: somebody was waited for too long.
             RunFailedError: the run is over for everybody; it says because of whom.
         """
-        shown = self._peer.course.submitted(self.position, prediction)
-        target = self._peer.way.exchange(self.position, self.ids, shown)
-        self._peer.course.answered(self.position)
+        shown = self._course.submitted(self.position, prediction)
+        target = self._way.exchange(self.position, self.ids, shown)
+        self._course.answered(self.position)
         return target
 
     def submit(self, prediction: Any) -> None:
         """Publish this model's prediction now; there is time to compute before `result`. See `exchange`."""
-        shown = self._peer.course.submitted(self.position, prediction)
-        self._peer.way.submit(self.position, self.ids, shown)
+        shown = self._course.submitted(self.position, prediction)
+        self._way.submit(self.position, self.ids, shown)
 
     def result(self) -> SoftTarget:
         """Wait for everybody else's predictions on what was submitted. See `exchange`."""
-        target = self._peer.way.result(self.position)
-        self._peer.course.answered(self.position)
+        target = self._way.result(self.position)
+        self._course.answered(self.position)
         return target
-
-    @property
-    def report_due(self) -> bool:
-        """Whether a report would be sent now; for who has to compute it first."""
-        return self._peer.course.report_due(self.position)
 
     def report(self, **values: float) -> None:
         """Tell how training goes: scalars by name, of the epoch so far, say `loss` and `accuracy`.
@@ -93,8 +69,8 @@ class Batch:
         """
         numbers = {name: float(value) for name, value in values.items()}
         if self.report_due:
-            self._peer.way.report(self.position, numbers, epoch_end=self.last)
-            self._peer.course.note_report(numbers)
+            self._way.report(self.position, numbers, epoch_end=self.last)
+            self._course.note_report(numbers)
 
 
 class Peer:
@@ -172,7 +148,8 @@ class Peer:
             raise StopIteration
         if self._order is None or self._order[0] != position.epoch:
             self._order = position.epoch, self.way.order(position.epoch)
-        return Batch(self, position, self.course.layout.batch(self._order[1], position.step))
+        ids = self.course.layout.batch(self._order[1], position.step)
+        return Batch(self.way, self.course, position, ids)
 
     def finish(self, **values: float) -> None:
         """Say that this peer is done, with its final scalars, which go into the run's summary.
@@ -203,14 +180,13 @@ class Peer:
     ) -> None:
         if self._finished:
             return
-        if error is None and self.course.over:
-            self.finish()
-        elif error is None:
-            self.fail(self.course.left_early())
-        elif isinstance(error, Exception):
-            self.fail(str(error) if isinstance(error, EntangledError) else process.one_line(error))
-        else:
-            self.way.close()
+        match self.course.parting(error):
+            case "done":
+                self.finish()
+            case "away":
+                self.way.close()
+            case failure:
+                self.fail(failure.reason)
 
     def _save_if_due(self) -> None:
         if self.course.checkpoint_due():

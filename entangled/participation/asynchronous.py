@@ -1,0 +1,145 @@
+"""`entangled.join_async`: a peer of a run within somebody's own event loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from entangled import credentials
+from entangled.alignment import Position, SampleIds
+from entangled.errors import ProtocolError
+from entangled.participation.connection import Connection
+from entangled.participation.course import Course, Hooks, Place
+from entangled.participation.data import Data, choose, fingerprint_of
+from entangled.participation.seam import SoftTarget
+from entangled.participation.tree import Tree
+
+
+class AsyncBatch(Place):
+    """One batch of the run, as `entangled.Batch`, with `await`."""
+
+    def __init__(self, connection: Connection, course: Course, position: Position, ids: SampleIds) -> None:
+        super().__init__(course, position, ids)
+        self._connection = connection
+
+    async def exchange(self, prediction: Any) -> SoftTarget:
+        """See `entangled.Batch.exchange`."""
+        await self.submit(prediction)
+        return await self.result()
+
+    async def submit(self, prediction: Any) -> None:
+        """See `entangled.Batch.submit`."""
+        shown = self._course.submitted(self.position, prediction)
+        await self._connection.submit(self.position, self.ids, shown)
+
+    async def result(self) -> SoftTarget:
+        """See `entangled.Batch.result`."""
+        target = await self._connection.result(self.position)
+        self._course.answered(self.position)
+        return target
+
+    async def report(self, **values: float) -> None:
+        """See `entangled.Batch.report`."""
+        numbers = {name: float(value) for name, value in values.items()}
+        if self.report_due:
+            await self._connection.report(self.position, numbers, epoch_end=self.last)
+            self._course.note_report(numbers)
+
+
+class AsyncPeer:
+    """This task's part in a run, as `entangled.Peer`, with `await`; what `entangled.join_async` gives."""
+
+    def __init__(self, connection: Connection, course: Course, data: Data) -> None:
+        self.name, self.experiment, self.data, self.classes = course.name, course.experiment, data, course.classes
+        self.course = course
+        self._connection = connection
+        self._order: tuple[int, SampleIds] | None = None
+        self._finished = False
+
+    def keep(self, folder: str | Path, state: Callable[[], Tree], restore: Callable[[Tree], object]) -> bool:
+        """See `entangled.Peer.keep`."""
+        return self.course.keep(Hooks(Path(folder), state, restore))
+
+    def __aiter__(self) -> AsyncPeer:
+        return self
+
+    async def __anext__(self) -> AsyncBatch:
+        await self._save_if_due()
+        position = self.course.next_batch()
+        if position is None:
+            raise StopAsyncIteration
+        if self._order is None or self._order[0] != position.epoch:
+            self._order = position.epoch, await self._connection.order(position.epoch)
+        ids = self.course.layout.batch(self._order[1], position.step)
+        return AsyncBatch(self._connection, self.course, position, ids)
+
+    async def finish(self, **values: float) -> None:
+        """See `entangled.Peer.finish`."""
+        if not self.course.over:
+            raise ProtocolError(self.course.left_early())
+        await self._save_if_due()
+        await self._connection.settle(self.course.done)
+        await self._connection.finish(self.course.final_values({k: float(v) for k, v in values.items()}))
+        self._finished = True
+
+    async def fail(self, reason: str) -> None:
+        """See `entangled.Peer.fail`."""
+        self._finished = True
+        await self._connection.fail(reason)
+
+    async def leave(self, error: BaseException | None) -> None:
+        """Say goodbye, as leaving the `async with` block does."""
+        if self._finished:
+            return
+        match self.course.parting(error):
+            case "done":
+                await self.finish()
+            case "away":
+                await self._connection.close()
+            case failure:
+                await self.fail(failure.reason)
+
+    async def _save_if_due(self) -> None:
+        if self.course.checkpoint_due():
+            await self._connection.settle(self.course.done)
+            await self._connection.forget(self.course.save())
+
+
+@asynccontextmanager
+async def join_async(
+    address: str,
+    name: str,
+    data: Any = None,
+    *,
+    classes: int | None = None,
+    connect_seconds: float = 60.0,
+    certs: Path | str | None = None,
+    token_file: Path | str | None = None,
+) -> AsyncGenerator[AsyncPeer]:
+    """Become a peer of a run within an event loop that has other things to do. See `entangled.join`.
+
+        async with entangled.join_async("coordinator:50051", name="vit") as peer:
+            async for batch in peer:
+                target = await batch.exchange(model(x[batch.ids]))
+
+    Checkpoints are written on the loop's own thread, and so is the model's work, unless the loop hands it to another.
+    """
+    shown = credentials.load(Path(certs) if certs else None, Path(token_file) if token_file else None)
+    connection = Connection(address, name, shown)
+    try:
+        await connection.open(connect_seconds)
+        chosen = choose(connection.experiment, name, data, classes)
+        mine = fingerprint_of(chosen)
+        complete = await connection.join(mine)
+    except BaseException:
+        await connection.close()
+        raise
+    peer = AsyncPeer(connection, Course(connection.experiment, name, connection.run_id, mine, complete), chosen)
+    try:
+        yield peer
+    except BaseException as error:
+        await peer.leave(error)
+        raise
+    await peer.leave(None)
