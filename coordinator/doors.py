@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
-from entangled import addresses
+from coordinator.lobby import Lobby, Room
+from entangled import addresses, codec
 from entangled.credentials import SCHEME, TOKEN_KEY
-from entangled.errors import CredentialsError, EntangledError, MembershipError
+from entangled.errors import CredentialsError, EntangledError, MembershipError, ProtocolError
 from entangled.holders import OPERATOR
 from entangled.status import to_status
 from entangled.tokens import Digests, read_digests
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from entangled.certificates import Certificates
 
 log = logging.getLogger(__name__)
+
+MOST_CHARACTERS = 128
+"""Of what a process calls itself."""
 
 SERVICE = f"/{pb.DESCRIPTOR.services_by_name['Coordinator'].full_name}/"
 
@@ -120,7 +125,7 @@ def load(certs: Path | None, tokens: Path | None) -> Lock:
 
 
 class Doorkeeper(grpc.aio.ServerInterceptor):
-    """Lets into the coordinator's methods whom the lock lets in; health checking stays open.
+    """Lets into the coordinator's methods whom the lock lets in, and not too many at once; health checking stays open.
 
     Args:
         lock: what a caller needs.
@@ -130,6 +135,7 @@ class Doorkeeper(grpc.aio.ServerInterceptor):
     def __init__(self, lock: Lock, peers: tuple[str, ...]) -> None:
         self._lock = lock
         self._peers = peers
+        self._lobby = Lobby(len(peers))
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: Any
@@ -139,30 +145,27 @@ class Doorkeeper(grpc.aio.ServerInterceptor):
         if handler is None or not handler_call_details.method.startswith(SERVICE):
             return handler
         return grpc.stream_stream_rpc_method_handler(
-            self._guarded(handler),
+            self._guarded(handler, handler_call_details.method),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
 
-    def _guarded(self, handler: Any) -> Callable[[Any, Any], Awaitable[None]]:
+    def _guarded(self, handler: Any, method: str) -> Callable[[Any, Any], Awaitable[None]]:
         """`handler` behind the door. On the wire every kind of call is a stream in each direction."""
+        waiting = self._lobby.waiting
+        room = self._lobby.watchers if method == SERVICE + "Watch" else self._lobby.answers
 
         async def handle(requests: Any, context: Any) -> None:
             try:
                 caller = self._caller(context)
+                if handler.stream_stream is not None:
+                    await handler.stream_stream(requests, _Entering(context, caller, waiting))
+                    return
+                request = await waiting.hold(_request(context))
+                await room.hold(_answer(handler, request, context))
             except EntangledError as error:
                 log.warning("refused %s: %s", context.peer(), error)
                 await _abort(context, error)
-                return
-            if handler.stream_stream is not None:
-                await handler.stream_stream(requests, _Entering(context, caller))
-                return
-            request = await context.read()
-            if handler.unary_unary is not None:
-                await context.write(await handler.unary_unary(request, context))
-                return
-            async for reply in handler.unary_stream(request, context):
-                await context.write(reply)
 
         return handle
 
@@ -175,22 +178,52 @@ class Doorkeeper(grpc.aio.ServerInterceptor):
         return caller
 
 
+async def _request(context: Any) -> Any:
+    """A call's one message."""
+    try:
+        request = await context.read()
+    except DecodeError as error:
+        raise ProtocolError(f"a message cannot be read: {error}") from None
+    if request is grpc.aio.EOF:
+        raise ProtocolError("a call without a request")
+    codec.refuse_unknown(request)
+    return request
+
+
+async def _answer(handler: Any, request: Any, context: Any) -> None:
+    if handler.unary_unary is not None:
+        await context.write(await handler.unary_unary(request, context))
+        return
+    async for reply in handler.unary_stream(request, context):
+        await context.write(reply)
+
+
 class _Entering:
     """A stream's context until it has joined; from then on, that context's own methods."""
 
-    def __init__(self, context: Any, caller: str | None) -> None:
-        self._context = context
-        self._caller = caller
+    def __init__(self, context: Any, caller: str | None, waiting: Room) -> None:
+        self._context, self._caller, self._waiting = context, caller, waiting
         self.write, self.abort, self.peer = context.write, context.abort, context.peer
 
     async def read(self) -> Any:
         """The next message; a join must be in the caller's name."""
-        message = await self._context.read()
+        message = await self._waiting.hold(self._context.read())
         if isinstance(message, pb.PeerMessage) and message.HasField("join"):
-            if self._caller is not None:
-                check_name(self._caller, message.join.peer)
+            check_join(self._caller, message.join)
             self.read = self._context.read
         return message
+
+
+def check_join(caller: str | None, join: pb.Join) -> None:
+    """Raise a RefusedError if `caller`, whose name is proven where it is not None, may not join like this."""
+    if caller is not None:
+        check_name(caller, join.peer)
+    if len(join.instance) > MOST_CHARACTERS:
+        raise ProtocolError(
+            "a join's instance is too long",
+            expected=f"at most {MOST_CHARACTERS} characters",
+            got=f"{len(join.instance)} characters",
+        )
 
 
 def check_name(caller: str, peer: str) -> None:

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from coordinator.session import Restored
-from entangled import atomic
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from coordinator.session import MAX_SAMPLES, Restored
+from entangled import atomic, process
 from entangled.alignment import Fingerprint
 from entangled.errors import EntangledError, LogError
+
+
+class _Description(BaseModel):
+    """What stands in `run.json`; all but the first two from the first join on."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    run_id: Annotated[str, Field(min_length=1, max_length=64)]
+    finals: dict[str, dict[str, float]]
+    started_at: float = 0.0
+    samples: Annotated[int, Field(gt=0, le=MAX_SAMPLES)] = 1
+    classes: Annotated[int, Field(ge=2, lt=2**32)] = 2
+    ids_digest: str = ""
+    contents_digest: str = ""
+
+    @model_validator(mode="after")
+    def _all_or_nothing(self) -> _Description:
+        if len(self.model_fields_set) not in (2, 7):
+            raise ValueError("some of the data set's fingerprint is missing")
+        return self
 
 
 class RunFolder:
@@ -90,9 +111,11 @@ class RunFolder:
             atomic.write_json(path, description)
             return description
         try:
-            return json.loads(path.read_text("utf-8"))
+            found = _Description.model_validate_json(path.read_bytes())
+            bytes.fromhex(found.ids_digest + found.contents_digest)
         except ValueError as error:
-            raise LogError(f"{path} is damaged: {error}") from None
+            raise LogError(f"{path} is damaged: {process.one_line(error)}") from None
+        return found.model_dump(exclude_unset=True)
 
     def _save(self) -> None:
         atomic.write_json(self.path / "run.json", self._description)

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from coordinator.archive import Archive
 from coordinator.doors import Doorkeeper, Lock
+from coordinator.lobby import limits
 from coordinator.recorder import Recorder
 from coordinator.run_folder import RunFolder
 from coordinator.service import CoordinatorService
@@ -32,7 +33,6 @@ from entangled.v1.exchange_pb2_grpc import add_CoordinatorServicer_to_server
 log = logging.getLogger(__name__)
 
 OPTIONS = [
-    ("grpc.max_receive_message_length", codec.MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", codec.MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
     # A peer's host that vanished is noticed within half a minute; peers may ping as often as they like.
@@ -75,7 +75,7 @@ async def serve(experiment: Experiment, listen: str, run: Path, lock: Lock | Non
     recorder = Recorder(run, experiment, durable, disk_failed)
     session = Session(experiment, time.monotonic(), folder.restored(recorder.resumed, recorder.members))
     service = CoordinatorService(session, toml, folder, recorder.add, recorder.thin)
-    server = await _start(service, listen, lock or Lock(), experiment.peer_names)
+    server = await _start(service, listen, lock or Lock())
     log.info("coordinating %s for %s on %s", experiment.name, ", ".join(experiment.peer_names), listen)
     if session.complete:
         log.info("going on after %d of %d exchanges", session.complete, service.activity().total)
@@ -103,8 +103,10 @@ async def serve(experiment: Experiment, listen: str, run: Path, lock: Lock | Non
         await server.stop(grace=1)
 
 
-async def _start(service: CoordinatorService, listen: str, lock: Lock, peers: tuple[str, ...]) -> grpc.aio.Server:
-    server = grpc.aio.server(options=OPTIONS, interceptors=[Doorkeeper(lock, peers)])
+async def _start(service: CoordinatorService, listen: str, lock: Lock) -> grpc.aio.Server:
+    experiment = service.session.experiment
+    options = [*OPTIONS, *limits(experiment, service.session.fingerprint)]
+    server = grpc.aio.server(options=options, interceptors=[Doorkeeper(lock, experiment.peer_names)])
     add_CoordinatorServicer_to_server(service, server)
     checks: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

@@ -44,6 +44,7 @@ from coordinator.session import Session
 from entangled import PROTOCOL_VERSION, codec, faults, membership
 from entangled.alignment import Position
 from entangled.errors import EntangledError, ProtocolError
+from entangled.log_limit import printable
 from entangled.status import to_status
 from entangled.v1 import exchange_pb2 as pb
 from entangled.v1.exchange_pb2_grpc import CoordinatorServicer
@@ -53,6 +54,10 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.25
 HEARTBEAT_SECONDS = 30.0
 WATCH_SECONDS = 0.25
+
+QUEUED, QUEUED_BYTES = 64, 64 * 1024 * 1024
+"""Messages that may wait for one reader, whatever they weigh, and their weight. From who does not read, nothing more
+is read, either."""
 
 
 class _Connection:
@@ -64,14 +69,26 @@ class _Connection:
         self.error: EntangledError | None = None
         self.sent_at = time.monotonic()
         self._wake = asyncio.Event()
+        self._sent = asyncio.Event()
 
     def send(self, message: pb.CoordinatorMessage) -> None:
+        if message.HasField("durable") and self.outgoing and self.outgoing[-1].HasField("durable"):
+            self.outgoing.pop()  # the later one says as much and more
         self.outgoing.append(message)
         self._wake.set()
+
+    async def until_read(self) -> None:
+        """Return when what waits to be sent is not too much."""
+        while (waiting := len(self.outgoing)) > QUEUED and not self.ended:
+            if waiting * self.outgoing[-1].ByteSize() <= QUEUED_BYTES:
+                return
+            self._sent.clear()
+            await self._sent.wait()
 
     def end(self, error: EntangledError | None = None) -> None:
         self.ended, self.error = True, self.error or error
         self._wake.set()
+        self._sent.set()
 
     async def write(self, context: Any) -> None:
         """Send until ended."""
@@ -79,6 +96,7 @@ class _Connection:
             while self.outgoing:
                 await context.write(self.outgoing.popleft())
                 self.sent_at = time.monotonic()
+                self._sent.set()
             if self.ended:
                 return
             self._wake.clear()
@@ -156,6 +174,8 @@ class CoordinatorService(CoordinatorServicer):
         self._connections[identity] = connection
         reader = asyncio.create_task(self._read(identity, context))
         writer = asyncio.create_task(connection.write(context))
+        for task in (reader, writer):
+            task.add_done_callback(_retrieve)
         try:
             done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -204,7 +224,7 @@ class CoordinatorService(CoordinatorServicer):
             self._handle(Ticked())
             now = time.monotonic()
             for connection in self._joined():
-                if now - connection.sent_at > HEARTBEAT_SECONDS:
+                if now - connection.sent_at > HEARTBEAT_SECONDS and not connection.outgoing:
                     connection.sent_at = now
                     connection.send(pb.CoordinatorMessage(heartbeat=pb.Heartbeat()))
 
@@ -243,6 +263,8 @@ class CoordinatorService(CoordinatorServicer):
         while not connection.ended and (message := await _next(context)) is not grpc.aio.EOF:
             codec.refuse_unknown(message)
             self._handle(_event(identity, message))
+            if len(connection.outgoing) > QUEUED:
+                await connection.until_read()
 
     def _handle(self, event: Event) -> None:
         for effect in self.session.handle(event, time.monotonic()):
@@ -311,6 +333,12 @@ class CoordinatorService(CoordinatorServicer):
             connection.end(error)
 
 
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Look at how a task ended: where the stream broke, nobody else does."""
+    if not task.cancelled():
+        task.exception()
+
+
 async def _next(context: Any) -> Any:
     try:
         return await context.read()
@@ -341,7 +369,7 @@ def _event(connection: int, message: pb.PeerMessage) -> Event:
                 connection,
                 join.peer,
                 join.instance,
-                join.origin,
+                printable(join.origin, 200),
                 join.protocol_version,
                 codec.decode_fingerprint(join.fingerprint),
             )
@@ -352,6 +380,6 @@ def _event(connection: int, message: pb.PeerMessage) -> Event:
         case "settled":
             return Settled(connection, message.settled.complete)
         case "leave":
-            return Left(connection, message.leave.failure)
+            return Left(connection, printable(message.leave.failure))
         case _:
             raise ProtocolError("an empty message", expected="join, prediction, metrics, settled or leave")

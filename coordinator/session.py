@@ -43,6 +43,7 @@ from entangled.distribution import check, soft_targets
 from entangled.errors import (
     AlignmentError,
     EntangledError,
+    LogError,
     MembershipError,
     PatienceError,
     PredictionError,
@@ -160,7 +161,7 @@ class Session:
         if epoch not in self._orders:
             ids = np.arange(self.layout.samples, dtype=np.int64)
             order = sample_order(ids, self.experiment.exchange.shuffle_buffer, self.experiment.seed, epoch)
-            while len(self._orders) >= 4:
+            while len(self._orders) >= (4 if order.nbytes <= WINDOW_BYTES else 2):
                 del self._orders[next(iter(self._orders))]
             self._orders[epoch] = order
         return self._orders[epoch]
@@ -267,6 +268,8 @@ class Session:
     def _restore(self, restored: Restored) -> None:
         self._begin(restored.fingerprint)
         layout, _ = self._run()
+        if restored.complete > layout.positions or not restored.finals.keys() <= self.members.keys():
+            raise LogError("the log, or the run.json beside it, is of another run than this experiment's")
         self.complete = self.durable = restored.complete
         self._roster.restore(restored.members)
         # What had been answered but was not on disk is gone; the peers, which went on, repeat it.
@@ -468,10 +471,10 @@ class Session:
     def _metrics(self, event: MetricsArrived, now: float) -> list[Effect]:
         member = self._roster.at(event.connection)
         values = {**member.values, **event.values}
-        if len(values) > MAX_METRICS or any(len(name) > MAX_METRICS for name in event.values):
+        if len(values) > MAX_METRICS or any(len(n) > MAX_METRICS or not n.isprintable() for n in event.values):
             raise ProtocolError(
                 f"peer {member.name} sends too many metrics",
-                expected=f"at most {MAX_METRICS} names of {MAX_METRICS} characters",
+                expected=f"at most {MAX_METRICS} names of {MAX_METRICS} printable characters",
                 got=str(len(values)),
             )
         if event.final and not self._trained():

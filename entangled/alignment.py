@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from entangled.errors import AlignmentError
+
 DIGEST_SIZE = 16
 """Bytes of every digest: BLAKE2b-128."""
 
@@ -109,6 +111,16 @@ def sample_order(sample_ids: SampleIds, shuffle: int | Literal["full", "none"], 
         buffer[draw] = incoming
     order.extend(buffer[i] for i in random.permutation(size).tolist())
     return np.array(order, dtype=np.int64)
+
+
+def check_order(order: SampleIds, samples: int) -> None:
+    """Raise AlignmentError unless `order` has each of the ids 0 … samples - 1 once."""
+    if len(order) != samples or not np.array_equal(np.sort(order), np.arange(samples)):
+        raise AlignmentError(
+            "the coordinator's sample order is no permutation of the data set",
+            expected=f"the ids 0 … {samples - 1}, each once",
+            got=f"{len(order)} ids",
+        )
 
 
 @dataclass(frozen=True)

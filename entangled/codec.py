@@ -5,6 +5,7 @@ Decoding is where unknown fields and malformed tensors are refused (guarantee 4)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -133,14 +134,12 @@ def decode_fingerprint(message: pb.Fingerprint) -> Fingerprint:
     return Fingerprint(message.samples, message.classes, message.ids_digest, message.contents_digest)
 
 
-def encode_order(order: SampleIds) -> list[pb.SampleOrderChunk]:
-    """A sample order as messages."""
-    return [
-        pb.SampleOrderChunk(sample_ids=order[start : start + ORDER_CHUNK])
-        for start in range(0, len(order), ORDER_CHUNK)
-    ]
+def encode_order(order: SampleIds) -> Iterator[pb.SampleOrderChunk]:
+    """A sample order as messages, made as they are asked for: all at once, they would weigh more than the order."""
+    for start in range(0, len(order), ORDER_CHUNK):
+        yield pb.SampleOrderChunk(sample_ids=order[start : start + ORDER_CHUNK])
 
 
 def decode_order(chunks: list[pb.SampleOrderChunk]) -> SampleIds:
     """The sample order in messages, int64."""
-    return np.concatenate([np.fromiter(c.sample_ids, np.int64, len(c.sample_ids)) for c in chunks])
+    return np.concatenate([np.zeros(0, np.int64), *(np.fromiter(c.sample_ids, np.int64) for c in chunks)])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from entangled.errors import EntangledError
+from entangled.log_limit import LogLimit
 
 
 def log_to(path: Path) -> None:
@@ -22,6 +23,9 @@ def log_to(path: Path) -> None:
     handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
     if not os.path.samestat(os.fstat(2), path.stat()):
         handlers.append(logging.StreamHandler())
+    limit = LogLimit()
+    for handler in handlers:
+        handler.addFilter(limit)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", handlers=handlers
     )

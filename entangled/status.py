@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from entangled import errors
 from entangled.errors import EntangledError
@@ -18,6 +19,7 @@ STATUS: dict[type[EntangledError], grpc.StatusCode] = {
     errors.PredictionError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.MembershipError: grpc.StatusCode.PERMISSION_DENIED,
     errors.ProtocolError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.UnreachableError: grpc.StatusCode.UNAVAILABLE,
     errors.PatienceError: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.RunFailedError: grpc.StatusCode.ABORTED,
     errors.LogError: grpc.StatusCode.DATA_LOSS,
@@ -48,7 +50,10 @@ def from_status(code: grpc.StatusCode, details: str, trailing: Iterable[tuple[st
     """The error that a status stands for; UnreachableError for every status that the coordinator did not choose."""
     for key, value in trailing:
         if key == REFUSAL_KEY and isinstance(value, bytes):
-            refusal = pb.Refusal.FromString(value)
+            try:
+                refusal = pb.Refusal.FromString(value)
+            except DecodeError:
+                break
             kind = errors.by_name().get(refusal.kind, errors.RefusedError)
             return kind(refusal.message, expected=refusal.expected, got=refusal.got)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:

@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from entangled import PROTOCOL_VERSION, codec
-from entangled.alignment import Fingerprint, Layout, Position, SampleIds, batch_digest
+from entangled.alignment import Fingerprint, Layout, Position, SampleIds, batch_digest, check_order
 from entangled.credentials import NOTHING, Credentials
 from entangled.distribution import Probabilities
 from entangled.errors import AlignmentError, EntangledError, ProtocolError, UnreachableError
@@ -403,9 +403,11 @@ class Connection:
         try:
             request, shown = pb.GetSampleOrderRequest(epoch=epoch), self._credentials.metadata
             call = self._stub.GetSampleOrder(request, timeout=ROUND_TRIP_SECONDS, metadata=shown)
-            return codec.decode_order([chunk async for chunk in call])
+            order = codec.decode_order([chunk async for chunk in call])
         except grpc.aio.AioRpcError as error:
             raise _raised(error) from None
+        check_order(order, self._layout.samples)
+        return order
 
     async def _leave(self, reason: str) -> None:
         """Say goodbye and wait until the coordinator has heard it, which is when it ends the stream."""

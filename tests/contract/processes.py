@@ -77,6 +77,16 @@ class LiveCoordinator:
         self._closing.append(channel.close)
         return channel
 
+    @property
+    def pid(self) -> int:
+        """The coordinator's process."""
+        return self._process.pid or 0
+
+    def memory_mb(self) -> float:
+        """How large the coordinator's process has been at most; 0 where nobody says."""
+        status = Path(f"/proc/{self.pid}/status")
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024 if status.exists() else 0.0
+
     def ended(self) -> EntangledError | None:
         """Wait for the end of the run; why it failed, or None."""
         assert self._outcome.poll(DEADLINE), "the run has not ended"
@@ -165,7 +175,7 @@ def _coordinate(
 
     process.log_to(run / "coordinator.log")
     if limit is not None:
-        server.OPTIONS = [(k, limit if k == "grpc.max_receive_message_length" else v) for k, v in server.OPTIONS]
+        server.limits = lambda *_: [("grpc.max_receive_message_length", limit)]
     try:
         asyncio.run(server.serve(experiment, address, run, lock))
         outcome.send(None)

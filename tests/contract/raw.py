@@ -18,7 +18,7 @@ from entangled.status import from_status
 from entangled.v1 import exchange_pb2 as pb
 from tests.support import SAMPLES, data, prediction
 
-METHOD = "/entangled.v1.Coordinator/Exchange"
+SERVICE = "/entangled.v1.Coordinator/"
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -64,14 +64,12 @@ def final(experiment: Experiment):
 class RawPeer:
     """One Exchange stream. `received` keeps everything that came on it."""
 
-    def __init__(self, address: str, seconds: float, shown: Credentials = NOTHING) -> None:
+    def __init__(self, address: str, seconds: float, shown: Credentials = NOTHING, method: str = "Exchange") -> None:
         self.received: list[pb.CoordinatorMessage] = []
         self._outgoing: queue.SimpleQueue[pb.PeerMessage | bytes | None] = queue.SimpleQueue()
         self._channel = channel_to(address, shown)
-        method = self._channel.stream_stream(METHOD, _serialise, pb.CoordinatorMessage.FromString)
-        self._call = method(
-            iter(self._outgoing.get, None), wait_for_ready=True, timeout=seconds, metadata=shown.metadata
-        )
+        call = self._channel.stream_stream(SERVICE + method, _serialise, pb.CoordinatorMessage.FromString)
+        self._call = call(iter(self._outgoing.get, None), wait_for_ready=True, timeout=seconds, metadata=shown.metadata)
 
     def send(self, *messages: pb.PeerMessage | bytes) -> None:
         """Send messages, or bytes in the place of one."""
@@ -115,6 +113,16 @@ class RawPeer:
     def soft_targets(self) -> int:
         """How many soft targets, and with them weights, ever came on this stream."""
         return sum(m.WhichOneof("kind") == "soft_target" for m in self.received)
+
+    def end(self) -> None:
+        """Say that nothing more will be sent."""
+        self._outgoing.put(None)
+
+    def over(self) -> None:
+        """Wait for the end of the stream, whatever it is."""
+        with contextlib.suppress(grpc.RpcError):
+            self.received += self._call
+        self._channel.close()
 
     def close(self) -> None:
         """Break the connection."""

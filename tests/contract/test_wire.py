@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from coordinator import server
+from coordinator.lobby import limits
 from entangled import PROTOCOL_VERSION, codec
 from entangled.alignment import Position, batch_digest, fingerprint
 from entangled.errors import AlignmentError, EntangledError, MembershipError, PredictionError, ProtocolError
@@ -249,8 +250,9 @@ def test_guarantee_4_a_message_that_is_too_large_is_refused(coordinate: Coordina
     honest(live, settings, {"a": a, "b": again}, 0, sent={"a"})
 
 
-def test_both_sides_have_the_same_limit() -> None:
-    for options in (server.OPTIONS, connection.OPTIONS):
+def test_both_sides_have_the_same_limit(settings: Experiment) -> None:
+    huge = settings.model_copy(update={"batch_size": 10**9})
+    for options in ([*server.OPTIONS, *limits(huge, None)], connection.OPTIONS):
         assert dict(options)["grpc.max_receive_message_length"] == codec.MAX_MESSAGE_BYTES
         assert dict(options)["grpc.max_send_message_length"] == codec.MAX_MESSAGE_BYTES
 
@@ -267,7 +269,7 @@ def test_a_long_reason_still_arrives(coordinate: Coordinate, settings: Experimen
     assert type(refusal) is PredictionError
     assert "row 0 is not finite" in refusal.message
     b = live.raw()
-    b.send(join("b" * 100_000))
+    b.send(join("b" * 100_000, instance="second b"))
     refusal = b.refused()
     assert type(refusal) is MembershipError
     assert refusal.got.startswith("bbb")

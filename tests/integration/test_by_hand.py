@@ -1,4 +1,4 @@
-"""The roles by hand, as on several hosts: over TCP, each with a folder of its own, in any order of starting."""
+"""The roles by hand, as on several hosts: over TCP with TLS, each with folders of its own, in any order of starting."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from entangled import certificates, tokens
 from entangled.exchange_log import chain, genesis, read
 from entangled.experiment_file import load, loads
 
@@ -44,12 +45,26 @@ def test_coordinator_and_peers_by_hand(tmp_path: Path, address: str, started: li
         started.append(process)
         return folder
 
-    first = entangled("peer mlp", "--coordinator", address)  # before there is a coordinator: it waits for one
+    certs, secrets = tmp_path / "certs", tmp_path / "tokens"
+    certificates.init(certs, ["cnn", "mlp"], ["127.0.0.1"], 30)
+    tokens.init(secrets, ["cnn", "mlp"])
+
+    def show(name: str) -> list[str]:
+        return ["--certs", str(certs / name), "--token-file", str(secrets / f"{name}.token")]
+
+    first = entangled("peer mlp", "--coordinator", address, *show("mlp"))  # it waits for a coordinator
     overrides = [word for setting in SETTINGS for word in ("--set", setting)]
-    run = entangled("coordinator smoke", *overrides, "--listen", address)
-    second = entangled("peer cnn", "--coordinator", address)
+    lock = ["--certs", str(certs / "coordinator"), "--tokens", str(secrets / "coordinator.json")]
+    run = entangled("coordinator smoke", *overrides, "--listen", address, *lock)
+    second = entangled("peer cnn", "--coordinator", address, *show("cnn"))
     for process in started:
         assert process.wait(180) == 0, "\n".join(p.read_text() for p in tmp_path.glob("*.output"))
+
+    keys = [line for path in certs.glob("*/key.pem") for line in path.read_text().splitlines() if "---" not in line]
+    secret = [*keys, *(path.read_text().strip() for path in secrets.glob("*.token"))]
+    for path in (p for role in (run, first, second) for p in role.rglob("*") if p.is_file()):
+        assert not any(word.encode() in path.read_bytes() for word in secret), path  # logs above all
+    assert not any(word in path.read_text() for path in tmp_path.glob("*.output") for word in secret)
 
     written = (run / "experiment.toml").read_text()
     assert loads(written, "written") == load("smoke", SETTINGS)

@@ -9,12 +9,17 @@ from typing import Any
 import grpc
 import pytest
 
+import coordinator.service
+from coordinator.events import Joined, PredictionArrived
 from coordinator.run_folder import RunFolder
-from coordinator.service import CoordinatorService
+from coordinator.service import QUEUED, CoordinatorService
 from coordinator.session import Session
+from entangled import PROTOCOL_VERSION
+from entangled.alignment import batch_digest
+from entangled.experiment import Experiment
 from entangled.v1 import exchange_pb2 as pb
-from tests.contract.raw import join
-from tests.support import experiment
+from tests.contract.raw import batch, join, predict
+from tests.support import CLASSES, data, experiment, prediction
 
 
 class AbortedError(Exception):
@@ -111,3 +116,54 @@ def test_nothing_is_said_to_a_connection_before_its_welcome(tmp_path: Path) -> N
         return context.seen
 
     assert asyncio.run(asyncio.wait_for(connect(), 30))[0] == "welcome"
+
+
+class Greedy(Context):
+    """A peer that repeats its first prediction for ever, and reads nothing after its welcome."""
+
+    def __init__(self, settings: Experiment) -> None:
+        super().__init__()
+        self.asked = 0
+        self._prediction = predict(settings, "a", 0)
+
+    async def read(self) -> pb.PeerMessage:
+        self.asked += 1
+        await asyncio.sleep(0)
+        return join("a") if self.asked == 1 else self._prediction
+
+    async def write(self, message: pb.CoordinatorMessage) -> None:
+        self.seen.append(message.WhichOneof("kind"))
+        await self.release.wait()
+
+
+def test_guarantee_7_from_who_does_not_read_no_more_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = experiment(("a", "b"))
+    answer = 4 * CLASSES * 4
+    monkeypatch.setattr(coordinator.service, "QUEUED_BYTES", 200 * answer)
+
+    async def repeat() -> None:
+        session = Session(settings, 0.0)
+        service = CoordinatorService(session, "", RunFolder(tmp_path, ""), lambda _: None, lambda _: None)
+        other, greedy = Context(), Greedy(settings)
+        other.release.set()
+        session.handle(Joined(99, "b", "b", "", PROTOCOL_VERSION, data()), 0.0)
+        position, ids = batch(settings, 0)
+        handling = asyncio.create_task(service.Exchange(None, greedy))
+        while session.members["a"].connection is None:
+            await asyncio.sleep(0)
+        arrived = prediction("b", position, len(ids))
+        session.handle(PredictionArrived(99, position, batch_digest(position, ids), arrived, 1, 0), 0.0)
+        asked = -1
+        while asked != greedy.asked:  # goes on for as long as more is read
+            asked = greedy.asked
+            for _ in range(20):
+                await asyncio.sleep(0)
+        (connection,) = service._connections.values()
+        assert QUEUED < len(connection.outgoing) < 250
+        greedy.release.set()
+        while greedy.asked < 2 * asked:  # who reads again is heard again
+            await asyncio.sleep(0)
+        handling.cancel()
+        await asyncio.wait({handling})
+
+    asyncio.run(asyncio.wait_for(repeat(), 30))
