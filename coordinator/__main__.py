@@ -10,7 +10,7 @@ from typing import Annotated  # noqa: E402
 
 import typer  # noqa: E402
 
-from entangled import experiment_file, process  # noqa: E402
+from entangled import atomic, experiment_file, process  # noqa: E402
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -61,6 +61,7 @@ def _serve(
     from coordinator import doors
     from coordinator.server import serve
 
+    atomic.private_folder(run_dir)
     process.log_to(run_dir / "coordinator.log")
     settings = experiment_file.load(name, overrides)
     lock = doors.load(certs, tokens)

@@ -49,7 +49,7 @@ class RunFolder:
 
     def __init__(self, path: Path, experiment_toml: str) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        atomic.private_folder(path)  # predictions tell of the data that they come from
         experiment = path / "experiment.toml"
         if not experiment.exists():
             atomic.write(experiment, lambda file: file.write_text(experiment_toml, "utf-8"))

@@ -12,7 +12,7 @@ from typing import Annotated  # noqa: E402
 
 import typer  # noqa: E402
 
-from entangled import process  # noqa: E402
+from entangled import atomic, process  # noqa: E402
 from entangled.errors import EntangledError  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ def _train(
     from entangled.participation.joining import join
 
     folder = run_dir / "peers" / name
+    atomic.private_folder(run_dir)
     process.log_to(folder / "peer.log")
     process.end_at_interrupt()  # nothing is lost by that, and the others wait for this peer to come back
     if (run_dir / "summary.json").exists():

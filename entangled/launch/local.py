@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import grpc
 
+from entangled import atomic
 from entangled.errors import RunFailedError
 from entangled.experiment import Experiment
 from entangled.experiment_file import dumps
@@ -53,7 +54,7 @@ def run(
             f"{folder} is not empty; choose another --run-dir, or go on with the run in it: "
             f"entangled run --resume {folder}"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    atomic.private_folder(folder)
     roles: list[Role] = []
     previous = signal.signal(signal.SIGTERM, _interrupt)
     with tempfile.TemporaryDirectory(prefix="entangled-") as sockets:
