@@ -69,7 +69,7 @@ def save(folder: Path, role: str, checkpoint: Checkpoint) -> int:
 
 
 def load(folder: Path, run_id: str, complete: int) -> Checkpoint | None:
-    """The newest whole checkpoint in `folder` that is not ahead of the run, or None.
+    """The newest whole checkpoint in `folder` that is not ahead of the run, or None. Those ahead of it are removed.
 
     Args:
         folder: of the checkpoints.
@@ -95,6 +95,7 @@ def load(folder: Path, run_id: str, complete: int) -> Checkpoint | None:
             )
         if header["index"] <= complete:
             return Checkpoint(run_id, header["index"], header["reported"], unflatten(header["state"], values))
+        path.unlink()  # what it knows is trained on again; were it kept, it would take the place of what comes now
     return None
 
 
