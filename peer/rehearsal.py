@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from entangled import datasets, experiment_file, process
+from entangled import datasets, experiment_file, private_data, process
+from entangled.datasets import Dataset, Unlabelled
 from entangled.errors import EntangledError
 from entangled.experiment import Experiment
 from peer import backends
@@ -33,18 +34,29 @@ def rehearse(
     found: dict[str, dict[str, Any]] = {}
     with contextlib.redirect_stdout(sys.stderr):  # what the user's own modules print
         found["device"] = _try(lambda: _configured(experiment, name, device))
-        data = None
+        seen: list[tuple[tuple[int, ...], int]] = []  # the shape of one sample, and the number of classes
 
         def load() -> str:
-            nonlocal data
-            data = datasets.load(experiment.exchange.data)
-            return f"{len(data.x)} samples of {data.x.shape[1:]}, {data.classes} classes"
+            data, own = _load(experiment, name)
+            seen.append((data.x.shape[1:], data.classes))
+            return f"{len(data.x)} samples of {data.x.shape[1:]}, {data.classes} classes{own}"
 
         found["data"] = _try(load)
-        if found["device"]["ok"] and data is not None:
-            shape, classes = data.x.shape[1:], data.classes
-            found["model"] = _try(lambda: _built(settings.model, shape, classes))
+        if found["device"]["ok"] and seen:
+            found["model"] = _try(lambda: _built(settings.model, *seen[0]))
     typer.echo(json.dumps(found))
+
+
+def _load(experiment: Experiment, name: str) -> tuple[Dataset | Unlabelled, str]:
+    """What predictions are exchanged on, and a word about the peer's own data, if it has any that is named."""
+    settings = experiment.peers[name].private
+    if settings is None:
+        return datasets.load(experiment.exchange.data), ""
+    public = private_data.public(experiment)
+    if settings.data is None:
+        return public, "; its private data is not named in the experiment"
+    own = private_data.private(experiment, name, public.classes)
+    return public, f"; {len(own.x)} private ones"
 
 
 def _try(work: Any) -> dict[str, Any]:
