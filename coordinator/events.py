@@ -47,6 +47,15 @@ class MetricsArrived:
 
 
 @dataclass(frozen=True)
+class Paced:
+    """A peer tells how long a step and a round trip take it, in microseconds."""
+
+    connection: int
+    step_us: int
+    round_trip_us: int
+
+
+@dataclass(frozen=True)
 class Settled:
     """A peer has a checkpoint, and will not ask for positions before index `complete` again."""
 
@@ -81,7 +90,7 @@ class Ticked:
     """Time has passed."""
 
 
-Event = Joined | PredictionArrived | MetricsArrived | Settled | Left | Disconnected | Synced | Ticked
+Event = Joined | PredictionArrived | MetricsArrived | Paced | Settled | Left | Disconnected | Synced | Ticked
 
 
 # ---- effects
@@ -109,6 +118,8 @@ class Exchange:
     arrivals: dict[str, Arrival]
     """By member, in the experiment's order."""
     targets: dict[str, Probabilities]
+    staleness: int = 0
+    """How many updates before the batch's own the predictions were made."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,15 @@ class Welcome:
 
     connection: int
     complete: int
+    lookahead: int | None = 0
+    """None while it is to be decided."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The run's look-ahead is known now: keep it with the run, and tell everybody."""
+
+    lookahead: int
 
 
 @dataclass(frozen=True)
@@ -200,4 +220,4 @@ class Failed:
     error: EntangledError
 
 
-Effect = Welcome | Started | Answer | Recall | Record | Thin | Warn | Replaced | Departed | Finished | Failed
+Effect = Welcome | Decided | Started | Answer | Recall | Record | Thin | Warn | Replaced | Departed | Finished | Failed

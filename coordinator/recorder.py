@@ -138,7 +138,7 @@ class Recorder:
                     arrival.probabilities,
                     prediction_digest(arrival.probabilities),
                     mine,
-                    0,
+                    exchange.staleness,
                     arrival.received_at,
                     answered_at - arrival.received_at,
                     arrival.size,

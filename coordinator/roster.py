@@ -32,6 +32,8 @@ class Member:
     position: Position = field(default_factory=lambda: Position(0, 0))
     values: dict[str, float] = field(default_factory=dict[str, float])
     final: dict[str, float] | None = None
+    pace: tuple[int, int] | None = None
+    """Of a step and of a round trip, in microseconds."""
     reached: int = -1
     """The furthest index that this process has predicted for."""
     settled: int = 0

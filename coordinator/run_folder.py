@@ -85,6 +85,11 @@ class RunFolder:
         }
         self._save()
 
+    def decided(self, lookahead: int) -> None:
+        """Keep the look-ahead that was decided."""
+        self._description["lookahead"] = lookahead
+        self._save()
+
     def departed(self, peer: str, values: dict[str, float]) -> None:
         """Keep the final metrics of a peer that is done."""
         self._description["finals"][peer] = values
@@ -102,7 +107,7 @@ class RunFolder:
         data = Fingerprint(
             d["samples"], d["classes"], bytes.fromhex(d["ids_digest"]), bytes.fromhex(d["contents_digest"])
         )
-        return Restored(data, complete, members, d["finals"])
+        return Restored(data, complete, members, d["finals"], d.get("lookahead"))
 
     def _load(self) -> dict[str, Any]:
         path = self.path / "run.json"

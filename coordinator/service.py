@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from coordinator.archive import Archive
 from coordinator.events import (
     Answer,
+    Decided,
     Departed,
     Disconnected,
     Effect,
@@ -27,6 +28,7 @@ from coordinator.events import (
     Joined,
     Left,
     MetricsArrived,
+    Paced,
     PredictionArrived,
     Recall,
     Record,
@@ -60,10 +62,12 @@ QUEUED, QUEUED_BYTES = 64, 64 * 1024 * 1024
 is read, either."""
 
 
-class _Connection:
+class _Stream:
     """One Exchange stream: what is to be sent on it, and whether and how it shall end."""
 
     def __init__(self) -> None:
+        self.connections: dict[int, int] = {}
+        """The session's connection for each of the stream's channels."""
         self.outgoing: deque[pb.CoordinatorMessage] = deque()
         self.ended = False
         self.error: EntangledError | None = None
@@ -72,8 +76,10 @@ class _Connection:
         self._sent = asyncio.Event()
 
     def send(self, message: pb.CoordinatorMessage) -> None:
-        if message.HasField("durable") and self.outgoing and self.outgoing[-1].HasField("durable"):
-            self.outgoing.pop()  # the later one says as much and more
+        last = self.outgoing[-1] if self.outgoing else None
+        if last is not None and last.HasField("durable") and message.HasField("durable"):
+            if last.channel == message.channel:
+                self.outgoing.pop()  # the later one says as much and more
         self.outgoing.append(message)
         self._wake.set()
 
@@ -130,7 +136,9 @@ class CoordinatorService(CoordinatorServicer):
         self._record = record
         self._thin = thin
         self._archives: dict[int, Archive] = {}
-        self._connections: dict[int, _Connection] = {}
+        self._connections: dict[int, tuple[_Stream, int]] = {}
+        """For each of the session's connections, the stream and the channel on it."""
+        self._encoding = codec.encoding(session.experiment.exchange.encoding)
         self._last_id = 0
 
     # ---- the contract's methods
@@ -169,11 +177,9 @@ class CoordinatorService(CoordinatorServicer):
         """One peer process's stream."""
         if self.over.done():
             await _abort(context, self.over.result() or ProtocolError("the run is over"))
-        self._last_id += 1
-        identity, connection = self._last_id, _Connection()
-        self._connections[identity] = connection
-        reader = asyncio.create_task(self._read(identity, context))
-        writer = asyncio.create_task(connection.write(context))
+        stream = _Stream()
+        reader = asyncio.create_task(self._read(stream, context))
+        writer = asyncio.create_task(stream.write(context))
         for task in (reader, writer):
             task.add_done_callback(_retrieve)
         try:
@@ -181,21 +187,22 @@ class CoordinatorService(CoordinatorServicer):
             for task in done:
                 task.result()
         except EntangledError as error:
-            connection.error = error
-            connection.outgoing.clear()
+            stream.error = error
+            stream.outgoing.clear()
             log.warning("refused %s: %s", context.peer(), error)
         finally:
-            del self._connections[identity]
-            self._archives.pop(identity, None)
-            self._handle(Disconnected(identity))
+            for connection in stream.connections.values():
+                self._connections.pop(connection, None)
+                self._archives.pop(connection, None)
+                self._handle(Disconnected(connection))
             reader.cancel()
-            connection.end()
+            stream.end()
             # Let the writer send what is left. Were it cancelled in a write, gRPC could not send the status after it.
             await asyncio.wait({writer}, timeout=1)
             writer.cancel()
             await asyncio.gather(reader, writer, return_exceptions=True)
-        if connection.error is not None:
-            await _abort(context, connection.error)
+        if stream.error is not None:
+            await _abort(context, stream.error)
 
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.Activity]:  # noqa: N802
         """What is going on, whenever it has changed."""
@@ -214,8 +221,7 @@ class CoordinatorService(CoordinatorServicer):
     def durable(self, complete: int) -> None:
         """Every position before `complete` is on disk."""
         self._handle(Synced(complete))
-        for connection in self._joined():
-            connection.send(pb.CoordinatorMessage(durable=pb.Durable(complete=complete)))
+        self._tell(pb.CoordinatorMessage(durable=pb.Durable(complete=complete)))
 
     async def tick(self) -> None:
         """Let time pass, for ever: deadlines, heartbeats."""
@@ -223,10 +229,10 @@ class CoordinatorService(CoordinatorServicer):
             await asyncio.sleep(TICK_SECONDS)
             self._handle(Ticked())
             now = time.monotonic()
-            for connection in self._joined():
-                if now - connection.sent_at > HEARTBEAT_SECONDS and not connection.outgoing:
-                    connection.sent_at = now
-                    connection.send(pb.CoordinatorMessage(heartbeat=pb.Heartbeat()))
+            for stream, _ in self._joined():
+                if now - stream.sent_at > HEARTBEAT_SECONDS and not stream.outgoing:
+                    stream.sent_at = now
+                    stream.send(pb.CoordinatorMessage(heartbeat=pb.Heartbeat()))
 
     def fail(self, error: EntangledError) -> None:
         """End the run for everybody."""
@@ -258,36 +264,56 @@ class CoordinatorService(CoordinatorServicer):
 
     # ---- events in, effects out
 
-    async def _read(self, identity: int, context: Any) -> None:
-        connection = self._connections[identity]
-        while not connection.ended and (message := await _next(context)) is not grpc.aio.EOF:
+    async def _read(self, stream: _Stream, context: Any) -> None:
+        while not stream.ended and (message := await _next(context)) is not grpc.aio.EOF:
             codec.refuse_unknown(message)
-            self._handle(_event(identity, message))
-            if len(connection.outgoing) > QUEUED:
-                await connection.until_read()
+            connection = stream.connections.get(message.channel) or self._open(stream, message.channel)
+            event = _event(connection, message, self._encoding)
+            self._handle(event)
+            if isinstance(event, Left):
+                del self._connections[connection], stream.connections[message.channel]
+                if not stream.connections:
+                    stream.end()
+            if len(stream.outgoing) > QUEUED:
+                await stream.until_read()
+
+    def _open(self, stream: _Stream, channel: int) -> int:
+        """A new connection of the session, for a channel of a stream on which nobody has spoken yet."""
+        if len(stream.connections) >= len(self.session.members):
+            raise ProtocolError(
+                "a stream has more peers than the experiment",
+                expected=f"at most {len(self.session.members)} channels",
+                got=f"channel {channel}",
+            )
+        self._last_id += 1
+        stream.connections[channel] = self._last_id
+        self._connections[self._last_id] = stream, channel
+        return self._last_id
 
     def _handle(self, event: Event) -> None:
         for effect in self.session.handle(event, time.monotonic()):
             self._perform(effect)
-        if isinstance(event, Left):
-            self._connections[event.connection].end()
 
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Answer(connection, position, digest, weight, probabilities):
                 faults.point("coordinator", "before reply")
                 target = codec.SoftTarget(position, digest, weight, probabilities)
-                self._send(connection, codec.encode_soft_target(target))
+                self._send(connection, codec.encode_soft_target(target, self._encoding))
             case Recall():
                 self._recall(effect)
             case Record(exchange):
                 self._record(exchange)
             case Thin(before):
                 self._thin(before)
-            case Welcome(connection, complete):
-                welcome = pb.Welcome(run_id=self._folder.run_id, complete=complete)
+            case Welcome(connection, complete, lookahead):
+                welcome = pb.Welcome(run_id=self._folder.run_id, complete=complete, lookahead=lookahead)
                 self._send(connection, pb.CoordinatorMessage(welcome=welcome))
                 self._send(connection, pb.CoordinatorMessage(durable=pb.Durable(complete=self.session.durable)))
+            case Decided(lookahead):
+                self._folder.decided(lookahead)
+                log.info("the look-ahead is %d", lookahead)
+                self._tell(pb.CoordinatorMessage(lookahead=pb.Lookahead(batches=lookahead)))
             case Started(fingerprint):
                 self._folder.started(fingerprint)
             case Departed(peer, values):
@@ -297,7 +323,8 @@ class CoordinatorService(CoordinatorServicer):
                 log.warning(message)
             case Replaced(connection):
                 if connection in self._connections:
-                    self._connections[connection].end(ProtocolError("the same process has joined again elsewhere"))
+                    stream, _ = self._connections[connection]
+                    stream.end(ProtocolError("the same process has joined again elsewhere"))
             case Finished():
                 self._end(None)
             case Failed(error):
@@ -316,21 +343,37 @@ class CoordinatorService(CoordinatorServicer):
         target = membership.soft_target(recall.peer, members, predictions, combination)
         weight = membership.weight(recall.peer, members, recall.weight)
         answer = codec.SoftTarget(recall.position, recall.digest, weight, target)
-        self._send(recall.connection, codec.encode_soft_target(answer))
+        self._send(recall.connection, codec.encode_soft_target(answer, self._encoding))
 
-    def _joined(self) -> list[_Connection]:
-        """The connections of peers; one that has not joined must not hear anything before its welcome."""
-        return [c for number, c in self._connections.items() if self.session.has_joined(number)]
+    def _joined(self) -> list[tuple[_Stream, int]]:
+        """Where peers listen; one that has not joined must not hear anything before its welcome."""
+        return [there for number, there in self._connections.items() if self.session.has_joined(number)]
+
+    def _tell(self, message: pb.CoordinatorMessage) -> None:
+        """Send to every peer."""
+        for stream, channel in self._joined():
+            stream.send(_on(channel, message))
 
     def _send(self, connection: int, message: pb.CoordinatorMessage) -> None:
         if connection in self._connections:
-            self._connections[connection].send(message)
+            stream, channel = self._connections[connection]
+            stream.send(_on(channel, message))
 
     def _end(self, error: EntangledError | None) -> None:
         if not self.over.done():
             self.over.set_result(error)
-        for connection in self._connections.values():
-            connection.end(error)
+        for stream, _ in self._connections.values():
+            stream.end(error)
+
+
+def _on(channel: int, message: pb.CoordinatorMessage) -> pb.CoordinatorMessage:
+    """The message for one channel of a stream; most streams have only channel 0, which is not written."""
+    if channel == 0:
+        return message
+    copy = pb.CoordinatorMessage()
+    copy.CopyFrom(message)
+    copy.channel = channel
+    return copy
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:
@@ -351,10 +394,10 @@ async def _abort(context: Any, error: EntangledError) -> None:
     await context.abort(code, details, trailing)
 
 
-def _event(connection: int, message: pb.PeerMessage) -> Event:
+def _event(connection: int, message: pb.PeerMessage, encoding: codec.Encoding = codec.FLOAT32) -> Event:
     match message.WhichOneof("kind"):
         case "prediction":
-            prediction = codec.decode_prediction(message.prediction, message.ByteSize())
+            prediction = codec.decode_prediction(message.prediction, message.ByteSize(), encoding)
             return PredictionArrived(
                 connection,
                 prediction.position,
@@ -377,9 +420,11 @@ def _event(connection: int, message: pb.PeerMessage) -> Event:
             metrics = message.metrics
             position = Position(metrics.epoch, metrics.step)
             return MetricsArrived(connection, position, dict(metrics.values), metrics.epoch_end, metrics.final)
+        case "pace":
+            return Paced(connection, message.pace.step_us, message.pace.round_trip_us)
         case "settled":
             return Settled(connection, message.settled.complete)
         case "leave":
             return Left(connection, printable(message.leave.failure))
         case _:
-            raise ProtocolError("an empty message", expected="join, prediction, metrics, settled or leave")
+            raise ProtocolError("an empty message", expected="join, prediction, metrics, pace, settled or leave")

@@ -14,6 +14,7 @@ import numpy as np
 from coordinator.events import (
     Answer,
     Arrival,
+    Decided,
     Departed,
     Disconnected,
     Effect,
@@ -24,6 +25,7 @@ from coordinator.events import (
     Joined,
     Left,
     MetricsArrived,
+    Paced,
     PredictionArrived,
     Recall,
     Record,
@@ -50,7 +52,7 @@ from entangled.errors import (
     ProtocolError,
     RunFailedError,
 )
-from entangled.experiment import Experiment
+from entangled.experiment import MAX_LOOKAHEAD, Experiment
 from entangled.schedule import weight_at
 
 REMEMBERED = 64
@@ -74,6 +76,10 @@ WINDOW_BYTES = 64 * 1024 * 1024
 """Bytes of predictions that may be answered before they are on disk."""
 
 
+HIDDEN = 0.05
+"""A round trip that is no more than this share of a step costs nothing worth hiding."""
+
+
 # ---- state
 
 
@@ -88,6 +94,8 @@ class Restored:
     """Of the last exchange in the log."""
     finals: Mapping[str, dict[str, float]]
     """The final metrics of the peers that are done."""
+    lookahead: int | None = None
+    """What was decided, if it was left to be decided."""
 
 
 class Session:
@@ -105,11 +113,14 @@ class Session:
         self.over = False
         self.durable = 0
         self._window = WINDOW
+        self.lookahead: int | None = None if experiment.exchange.lookahead == "auto" else experiment.exchange.lookahead
+        """Batches that a peer may be ahead of the run; None while it is to be decided."""
         self._repeated_until = 0
         self._held: list[Answer] = []
         self._pending: dict[int, dict[str, Arrival]] = {}
         self._recent: dict[int, Exchange] = {}
         self._orders: dict[int, SampleIds] = {}
+        self._batches: dict[int, tuple[SampleIds, bytes]] = {}
         self._progressed_at = now
         if restored is not None:
             self._restore(restored)
@@ -138,6 +149,8 @@ class Session:
                 return self._metrics(event, now)
             case Settled():
                 return self._settle(event)
+            case Paced():
+                return self._pace(event)
             case Left():
                 return self._leave(event, now)
             case Disconnected():
@@ -180,6 +193,7 @@ class Session:
         Raises:
             RuntimeError: one does not hold.
         """
+        ahead = self.lookahead or 0
         faults = [
             *self._roster.faults(),
             "something waits at a position that is complete" if any(i < self.complete for i in self._pending) else "",
@@ -187,10 +201,11 @@ class Session:
             if self._roster.suffice(self._pending.get(self.complete, {}))
             else "",
             "more waits than may be repeated"
-            if len(self._pending) > max(1, self._repeated_until - self.complete)
+            if len(self._pending) > max(1 + ahead, self._repeated_until - self.complete)
             else "",
-            "too much is remembered" if len(self._recent) > self._window + REMEMBERED + 1 else "",
-            "more is answered than may be lost" if self.complete - self.durable > self._window + 1 else "",
+            "too much is remembered" if len(self._recent) > self._window + REMEMBERED + 1 + ahead else "",
+            "more is answered than may be lost" if self.complete - self.durable > self._window + 1 + ahead else "",
+            "batches are kept that are complete" if any(i < self.complete for i in self._batches) else "",
         ]
         if any(faults):
             raise RuntimeError("; ".join(f for f in faults if f))
@@ -221,7 +236,7 @@ class Session:
         if before is not None:
             effects.append(Replaced(before))
         self._progressed_at = now
-        return [*effects, Welcome(event.connection, self.complete)]
+        return [*effects, Welcome(event.connection, self.complete, self.lookahead)]
 
     def _adopt(self, announced: Fingerprint) -> list[Effect]:
         """The first peer's data set is the run's; every other one must be the same (guarantee 1)."""
@@ -273,7 +288,9 @@ class Session:
         self.complete = self.durable = restored.complete
         self._roster.restore(restored.members)
         # What had been answered but was not on disk is gone; the peers, which went on, repeat it.
-        self._repeated_until = restored.complete + self._window + 1
+        if self.lookahead is None:
+            self.lookahead = restored.lookahead
+        self._repeated_until = restored.complete + self._window + 1 + (self.lookahead or 0)
         if self.complete:
             self.weight = self._weight(layout.position(self.complete - 1))
         for name, values in restored.finals.items():
@@ -331,8 +348,7 @@ class Session:
         member = self._roster.at(event.connection)
         layout, expected_classes = self._run()
         index = self._check_position(member, event.position, layout)
-        sample_ids = layout.batch(self.order(event.position.epoch), event.position.step)
-        digest = batch_digest(event.position, sample_ids)
+        _, digest = self._batch(event.position, index)
         if event.digest != digest:
             raise AlignmentError(
                 f"peer {member.name}'s prediction for {event.position} is about other samples",
@@ -372,7 +388,9 @@ class Session:
                 got=str(position),
             )
         index = layout.index(position)
-        if index > self.complete and not self._repeats(member, index):
+        if self.lookahead is None:
+            raise ProtocolError("the look-ahead is still to be decided", expected="pace", got="prediction")
+        if index > self.complete and not self._follows(member, index, self.lookahead):
             raise AlignmentError(
                 f"peer {member.name} is ahead of the run",
                 expected=str(layout.position(self.complete)),
@@ -380,9 +398,32 @@ class Session:
             )
         return index
 
-    def _repeats(self, member: Member, index: int) -> bool:
-        """After a restart: does the peer repeat, in order, what the log has lost?"""
-        return index < self._repeated_until and member.name in self._pending.get(index - 1, {})
+    def _follows(self, member: Member, index: int, lookahead: int) -> bool:
+        """Does the peer look ahead, or repeat after a restart what the log has lost, in order?"""
+        within = index <= self.complete + lookahead or index < self._repeated_until
+        return within and member.name in self._pending.get(index - 1, {})
+
+    def _batch(self, position: Position, index: int) -> tuple[SampleIds, bytes]:
+        """The sample ids and the digest of a batch; computed once for all who predict for it."""
+        found = self._batches.get(index)
+        if found is None:
+            layout, _ = self._run()
+            sample_ids = layout.batch(self.order(position.epoch), position.step)
+            found = sample_ids, batch_digest(position, sample_ids)
+            if index >= self.complete:
+                self._batches[index] = found
+        return found
+
+    def _pace(self, event: Paced) -> list[Effect]:
+        member = self._roster.at(event.connection)
+        if self.lookahead is not None:
+            return []
+        member.pace = event.step_us, event.round_trip_us
+        paces = [m.pace for m in self.members.values() if m.pace is not None]
+        if len(paces) < len(self.members):
+            return []
+        self.lookahead = hiding(max(step for step, _ in paces), max(trip for _, trip in paces))
+        return [Decided(self.lookahead)]
 
     def _finish_exchanges(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -393,20 +434,24 @@ class Session:
 
     def _finish_exchange(self, index: int) -> list[Effect]:
         layout, _ = self._run()
-        position, pending = layout.position(index), self._pending.pop(index)
-        sample_ids = layout.batch(self.order(position.epoch), position.step)
+        position = layout.position(index)
+        sample_ids, digest = self._batch(position, index)
+        self._batches.pop(index, None)
+        pending = self._pending.pop(index)
         arrivals = {name: pending[name] for name in self.members if name in pending}
-        combination = self.experiment.combination(list(arrivals))
-        targets = soft_targets([a.probabilities for a in arrivals.values()], combination)
+        targets = soft_targets(
+            [a.probabilities for a in arrivals.values()], self.experiment.combination(list(arrivals))
+        )
         self.weight = self._weight(position)
         exchange = Exchange(
             position,
             index,
             sample_ids,
-            batch_digest(position, sample_ids),
+            digest,
             self.weight if len(arrivals) > 1 else 0.0,
             arrivals,
             dict(zip(arrivals, targets, strict=True)),
+            min(self.lookahead or 0, index),
         )
         self._recent[index] = exchange
         self.complete = index + 1
@@ -416,7 +461,7 @@ class Session:
             for m in self.members.values()
             if m.name in arrivals and m.connection is not None
         ]
-        if self.complete - self.durable > self._window:  # the disk is behind: nobody goes on before it has caught up
+        if index >= self.durable + self._window:  # the disk is behind: nobody goes on before it has caught up
             self._held += answers
             return [Record(exchange)]
         return [*answers, Record(exchange)]
@@ -424,9 +469,9 @@ class Session:
     def _sync(self, event: Synced) -> list[Effect]:
         self.durable = event.complete
         self._forget()
-        if self.complete - self.durable > self._window:
-            return []
-        held, self._held = self._held, []
+        end = self.durable + self._window
+        held = [answer for answer in self._held if self._index(answer) < end]
+        self._held = [answer for answer in self._held if self._index(answer) >= end]
         return [*held]
 
     def _settle(self, event: Settled) -> list[Effect]:
@@ -459,7 +504,8 @@ class Session:
         warnings = [] if first is None else self._warn_if_differs(member, event, first)
         answer = self._answer(event.connection, exchange, member.name)
         if index >= self.durable + self._window:  # its answer is held back, for whoever asks
-            self._held = [held for held in self._held if held.connection != answer.connection] + [answer]
+            others = [h for h in self._held if (h.connection, h.position) != (answer.connection, answer.position)]
+            self._held = [*others, answer]
             return warnings
         return [*warnings, answer]
 
@@ -504,6 +550,21 @@ class Session:
     def _trained(self) -> bool:
         return self.layout is not None and self.complete == self.layout.positions
 
+    def _index(self, answer: Answer) -> int:
+        layout, _ = self._run()
+        return layout.index(answer.position)
+
     def _weight(self, position: Position) -> float:
         layout, _ = self._run()
         return float(np.float32(weight_at(self.experiment.exchange.weight, position, layout)))
+
+
+def hiding(step_us: int, round_trip_us: int) -> int:
+    """The smallest look-ahead that hides a round trip behind the steps of the slowest peer.
+
+    >>> hiding(step_us=10_000, round_trip_us=300), hiding(10_000, 25_000)
+    (0, 3)
+    """
+    if step_us == 0 or round_trip_us <= HIDDEN * step_us:  # nobody knows what a step takes, or it is not worth it
+        return 0
+    return min(MAX_LOOKAHEAD, -(-round_trip_us // step_us))

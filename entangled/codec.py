@@ -6,18 +6,24 @@ Decoding is where unknown fields and malformed tensors are refused (guarantee 4)
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from entangled.alignment import Fingerprint, Position, SampleIds
-from entangled.distribution import Probabilities
+from entangled.distribution import HALF_SCALE, Probabilities, transmitted
 from entangled.errors import PredictionError, ProtocolError
 from entangled.v1 import exchange_pb2 as pb
 
 FLOAT = np.dtype("<f4")
+
+_HALF, _NUMBER = np.dtype("<f2"), np.dtype("<u4")
+
+Encoding = pb.Encoding
+FLOAT32, FLOAT16, SPARSE = pb.ENCODING_FLOAT32_UNSPECIFIED, pb.ENCODING_FLOAT16, pb.ENCODING_SPARSE
+ENCODINGS = {"float32": FLOAT32, "float16": FLOAT16, "sparse": SPARSE}
 
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 """Upper bound of one message: a batch of 1024 × 65,536 float32."""
@@ -66,9 +72,17 @@ def _is_single_message(field: object) -> bool:
     return field.message_type is not None and not field.is_repeated  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def encode_prediction(position: Position, digest: bytes, probabilities: Probabilities) -> pb.PeerMessage:
-    """A `(rows, classes)` prediction as a message."""
+def encoding(name: Literal["float32", "float16", "sparse"]) -> Encoding:
+    """The encoding of that name in an experiment."""
+    return ENCODINGS[name]
+
+
+def encode_prediction(
+    position: Position, digest: bytes, probabilities: Probabilities, encoding: Encoding = FLOAT32
+) -> pb.PeerMessage:
+    """A `(rows, classes)` prediction as a message; in float16 it is rounded."""
     rows, classes = probabilities.shape
+    data, classes_of = _written(probabilities, encoding)
     return pb.PeerMessage(
         prediction=pb.Prediction(
             epoch=position.epoch,
@@ -76,20 +90,36 @@ def encode_prediction(position: Position, digest: bytes, probabilities: Probabil
             batch_digest=digest,
             rows=rows,
             classes=classes,
-            probabilities=np.ascontiguousarray(probabilities, dtype=FLOAT).tobytes(),
+            probabilities=data,
+            encoding=encoding,
+            classes_of=classes_of,
         )
     )
 
 
-def decode_prediction(message: pb.Prediction, size: int) -> Prediction:
-    """The prediction in a message; a tensor whose bytes do not fill its shape raises PredictionError."""
-    probabilities = _tensor(message.probabilities, message.rows, message.classes)
+def decode_prediction(message: pb.Prediction, size: int, encoding: Encoding = FLOAT32) -> Prediction:
+    """The prediction in a message.
+
+    Raises:
+        PredictionError: it is in another encoding than the experiment's, or its bytes do not fill its shape.
+    """
+    if message.encoding != encoding:
+        names = {number: name for name, number in ENCODINGS.items()}
+        raise PredictionError(
+            "a prediction is in another encoding than the experiment's",
+            expected=names[encoding],
+            got=names.get(message.encoding, str(message.encoding)),
+        )
+    probabilities = _tensor(message)
     return Prediction(Position(message.epoch, message.step), message.batch_digest, probabilities, size)
 
 
-def encode_soft_target(target: SoftTarget) -> pb.CoordinatorMessage:
-    """A soft target as a message."""
+def encode_soft_target(target: SoftTarget, encoding: Encoding = FLOAT32) -> pb.CoordinatorMessage:
+    """A soft target as a message; in `encoding` if that loses nothing, else in float32."""
     rows, classes = target.probabilities.shape
+    if encoding == FLOAT16 and not np.array_equal(transmitted(target.probabilities, "float16"), target.probabilities):
+        encoding = FLOAT32
+    data, classes_of = _written(target.probabilities, encoding)
     return pb.CoordinatorMessage(
         soft_target=pb.SoftTarget(
             epoch=target.position.epoch,
@@ -98,25 +128,67 @@ def encode_soft_target(target: SoftTarget) -> pb.CoordinatorMessage:
             weight=target.weight,
             rows=rows,
             classes=classes,
-            probabilities=np.ascontiguousarray(target.probabilities, dtype=FLOAT).tobytes(),
+            probabilities=data,
+            encoding=encoding,
+            classes_of=classes_of,
         )
     )
 
 
 def decode_soft_target(message: pb.SoftTarget) -> SoftTarget:
     """The soft target in a message."""
-    probabilities = _tensor(message.probabilities, message.rows, message.classes)
-    return SoftTarget(Position(message.epoch, message.step), message.batch_digest, message.weight, probabilities)
+    return SoftTarget(Position(message.epoch, message.step), message.batch_digest, message.weight, _tensor(message))
 
 
-def _tensor(data: bytes, rows: int, classes: int) -> Probabilities:
-    if rows * classes * FLOAT.itemsize != len(data):
+def _written(probabilities: Probabilities, encoding: Encoding) -> tuple[bytes, bytes]:
+    """`probabilities` and `classes_of` of a message."""
+    if encoding == FLOAT16:
+        return (probabilities * FLOAT.type(HALF_SCALE)).astype(_HALF).tobytes(), b""
+    if encoding == FLOAT32:
+        return np.ascontiguousarray(probabilities, dtype=FLOAT).tobytes(), b""
+    row, column = np.nonzero(probabilities)
+    counts = np.bincount(row, minlength=len(probabilities))
+    values = probabilities[row, column].astype(FLOAT)
+    return values.tobytes(), np.concatenate([counts, column]).astype(_NUMBER).tobytes()
+
+
+def _tensor(message: pb.Prediction | pb.SoftTarget) -> Probabilities:
+    """`(rows, classes)` float32; a view of the message's bytes where that is what they hold."""
+    rows, classes, data = message.rows, message.classes, message.probabilities
+    if message.encoding == SPARSE:
+        return _dense(message)
+    kind = _HALF if message.encoding == FLOAT16 else FLOAT
+    if rows * classes * kind.itemsize != len(data):
         raise PredictionError(
             "a prediction's bytes do not fill its shape",
-            expected=f"{rows} × {classes} × {FLOAT.itemsize} = {rows * classes * FLOAT.itemsize} bytes",
+            expected=f"{rows} × {classes} × {kind.itemsize} = {rows * classes * kind.itemsize} bytes",
             got=f"{len(data)} bytes",
         )
-    return np.frombuffer(data, dtype=FLOAT).reshape(rows, classes)
+    if message.encoding == FLOAT16:
+        return np.frombuffer(data, _HALF).reshape(rows, classes).astype(FLOAT) / FLOAT.type(HALF_SCALE)
+    return np.frombuffer(data, FLOAT).reshape(rows, classes)
+
+
+def _dense(message: pb.Prediction | pb.SoftTarget) -> Probabilities:
+    rows, classes = message.rows, message.classes
+    if rows * classes * FLOAT.itemsize > MAX_MESSAGE_BYTES:
+        raise PredictionError("a sparse prediction is too large", expected=f"{MAX_MESSAGE_BYTES} bytes at most")
+    values = np.frombuffer(message.probabilities, FLOAT, len(message.probabilities) // FLOAT.itemsize)
+    numbers = np.frombuffer(message.classes_of, _NUMBER, len(message.classes_of) // _NUMBER.itemsize)
+    counts, columns = numbers[:rows], numbers[rows:]
+    whole = values.nbytes == len(message.probabilities) and numbers.nbytes == len(message.classes_of)
+    if not (whole and len(counts) == rows and len(columns) == len(values) == int(counts.sum(dtype=np.int64))):
+        raise PredictionError(
+            "a sparse prediction's rows, classes and values do not belong together",
+            expected=f"{rows} counts, and as many classes as values",
+            got=f"{len(counts)} counts, {len(columns)} classes, {len(values)} values",
+        )
+    place = np.repeat(np.arange(rows), counts) * np.int64(classes) + columns
+    if len(columns) and (int(columns.max()) >= classes or (np.diff(place) <= 0).any()):
+        raise PredictionError("a sparse prediction's classes do not ascend in each row", expected=f"below {classes}")
+    dense = np.zeros(rows * classes, FLOAT)
+    dense[place] = values
+    return dense.reshape(rows, classes)
 
 
 def encode_fingerprint(fingerprint: Fingerprint) -> pb.Fingerprint:

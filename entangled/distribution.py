@@ -257,6 +257,21 @@ def combined(predictions: Sequence[Probabilities], combination: Combination = ME
     return soft_targets([*predictions, predictions[0]], among)[-1]
 
 
+HALF_SCALE = 2.0**14
+"""What a probability is multiplied with before it becomes a float16: so small ones keep their precision, too."""
+
+
+def transmitted(p: Probabilities, encoding: Literal["float32", "float16", "sparse"]) -> Probabilities:
+    """What arrives of a prediction that is sent in an encoding: in float16 it is rounded, else it is `p` itself.
+
+    >>> transmitted(np.array([[0.1, 0.9]], np.float32), "float16").tolist()
+    [[0.0999755859375, 0.89990234375]]
+    """
+    if encoding != "float16":
+        return p
+    return (p * np.float32(HALF_SCALE)).astype(np.float16).astype(np.float32) / np.float32(HALF_SCALE)
+
+
 def agreement(predictions: Sequence[Probabilities]) -> npt.NDArray[np.float64]:
     """For each peer, the mean share of samples on which its most probable class is another peer's.
 

@@ -25,6 +25,9 @@ from entangled.schedule import Constant, Cosine, Exponential, Linear, Piecewise,
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Temperature = Annotated[float, Field(ge=0.01, le=100)]
+MAX_LOOKAHEAD = 256
+"""Batches. What is in flight is kept in memory, and in every checkpoint."""
+
 Classes = tuple[Annotated[int, Field(ge=0)], ...]
 
 
@@ -78,6 +81,12 @@ class Exchange(_Settings):
     top_k: Annotated[int, Field(gt=0)] | None = None
     """Only so many most probable classes of the soft target."""
     publish: Publication = Publication()
+    lookahead: int | Literal["auto"] = 0
+    """At the step of batch t a peer publishes its prediction for batch t + lookahead, and learns from the soft target
+    of batch t, which was made so many steps ago. `auto` hides the round trip that was measured at the start."""
+    encoding: Literal["float32", "float16", "sparse"] = "float32"
+    """How probabilities are written on the wire: `float16` rounds them, `sparse` leaves out those that are 0, which
+    `publish.top_k` makes many."""
     patience: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
     """Seconds that anybody is waited for."""
     on_missing: Literal["wait", "continue"] = "wait"
@@ -91,6 +100,13 @@ class Exchange(_Settings):
     `distribution.statistics` tells of them."""
     log_every: Annotated[int, Field(gt=0)] | None = None
     """100 where the log is sampled, and not given else."""
+
+    @field_validator("lookahead", mode="plain")
+    @classmethod
+    def _bounded(cls, value: object) -> object:
+        if value == "auto" or (type(value) is int and 0 <= value <= MAX_LOOKAHEAD):
+            return value
+        raise ValueError(f'a number of batches, 0 … {MAX_LOOKAHEAD}, or "auto"; got {value!r}')
 
     @model_validator(mode="before")
     @classmethod

@@ -22,7 +22,7 @@ import typer
 
 from entangled import atomic, datasets, experiment_file, membership, process
 from entangled.alignment import Fingerprint, Position, SampleIds, batch_digest, sample_order
-from entangled.distribution import STATISTICS, Probabilities, statistics
+from entangled.distribution import STATISTICS, Probabilities, statistics, transmitted
 from entangled.errors import EntangledError, ExperimentError, LogError
 from entangled.exchange_log import Row, from_batch, genesis, partitions, prediction_digest, read_batches
 from entangled.experiment import Experiment
@@ -82,9 +82,13 @@ class LogExchange(Exchange):
         ids, exchange = np.arange(self._run.samples, dtype=np.int64), self._experiment.exchange
         return sample_order(ids, exchange.shuffle_buffer, self._experiment.seed, epoch)
 
+    def lookahead(self, step_seconds: Callable[[], float]) -> int:
+        """See `seam.Exchange.lookahead`."""
+        return self._run.lookahead
+
     def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
         """See `seam.Exchange.submit`."""
-        self._in_flight[position] = sample_ids, prediction
+        self._in_flight[position] = sample_ids, transmitted(prediction, self._experiment.exchange.encoding)
 
     def result(self, position: Position) -> SoftTarget:
         """See `seam.Exchange.result`."""

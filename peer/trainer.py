@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,13 @@ import numpy.typing as npt
 from entangled import atomic, faults
 from entangled.datasets import Dataset
 from entangled.participation.peer import Batch, Peer
+from entangled.participation.seam import SoftTarget
 from peer.board import Board
 from peer.data import batch as of_dataset
 from peer.learner import Inputs, Learner
+
+MEASURED_STEPS = 5
+"""Where the look-ahead is to hide a round trip behind them."""
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +69,7 @@ class _Training:
         if not self._peer.keep(self._folder / "checkpoints", self._state, self._restore):
             _write_model(self._folder / "initial.weights.h5", self._learner.save_weights)
             self._metrics.write_bytes(b"")
+        self._peer.look_ahead(self._step_seconds)
         board = Board(self._folder / "tensorboard")
         began = time.monotonic()
         for batch in self._peer:
@@ -82,8 +88,10 @@ class _Training:
         self._peer.finish(**tested)
 
     def _step(self, batch: Batch) -> None:
-        x, labels = of_dataset(self._data, batch.ids)
-        target = batch.exchange(self._learner.predict(x))
+        for ahead in batch.due:
+            ahead.submit(self._learner.predict(self._data.x[ahead.ids]))
+        x, labels = of_dataset(self._data, batch.ids)  # while the exchange is under way
+        target = batch.result()
         faults.point(self._peer.name, "before update")
         loss, right = self._learner.update(x, labels, target)
         self._losses.append(loss)
@@ -92,6 +100,19 @@ class _Training:
         self._weight = target.weight
         if batch.report_due:
             batch.report(**self._running())
+
+    def _step_seconds(self) -> float:
+        """What a step takes without any exchange. Leaves the learner as it was."""
+        before = list(self._learner.state())
+        ids = np.arange(min(self._peer.experiment.batch_size, len(self._data.x)))
+        x, labels = of_dataset(self._data, ids)
+        times: list[float] = []
+        for _ in range(1 + MEASURED_STEPS):  # the first is slow: it traces
+            began = time.monotonic()
+            self._learner.update(x, labels, SoftTarget(self._learner.predict(x), 0.0))
+            times.append(time.monotonic() - began)
+        self._learner.restore(before)
+        return median(times[1:])
 
     def _running(self) -> dict[str, float]:
         """Means over this epoch's batches so far."""

@@ -6,6 +6,8 @@ import contextlib
 import itertools
 import threading
 import time
+import uuid
+from collections.abc import Callable
 
 from coordinator.session import (
     Answer,
@@ -17,6 +19,7 @@ from coordinator.session import (
     Joined,
     Left,
     MetricsArrived,
+    Paced,
     PredictionArrived,
     Record,
     Replaced,
@@ -24,6 +27,7 @@ from coordinator.session import (
     Settled,
     Synced,
     Ticked,
+    Warn,
 )
 from entangled import PROTOCOL_VERSION
 from entangled.alignment import Fingerprint, Position, SampleIds, batch_digest
@@ -41,6 +45,7 @@ class InMemoryCoordinator:
     def __init__(self, experiment: Experiment) -> None:
         self.session = Session(experiment, time.monotonic())
         self.changed = threading.Condition()
+        self.warnings: list[str] = []
         self._numbers = itertools.count(1)
         self._answers: dict[tuple[int, Position], Answer] = {}
         self._ended: dict[int, EntangledError | None] = {}
@@ -48,6 +53,13 @@ class InMemoryCoordinator:
     def peer(self, name: str) -> InMemoryExchange:
         """A way to the others for a new process of that name."""
         return InMemoryExchange(self, name)
+
+    def cut(self, name: str) -> None:
+        """Let a peer's connection end without goodbye."""
+        with self.changed:
+            connection = self.session.members[name].connection
+            if connection is not None:
+                self.session.handle(Disconnected(connection), time.monotonic())
 
     def connect(self) -> int:
         """A new connection's number."""
@@ -84,6 +96,8 @@ class InMemoryCoordinator:
                     self._answers[effect.connection, effect.position] = effect
                 case Record():  # memory is as durable as anything here
                     self._perform(self.session.handle(Synced(effect.exchange.index + 1), time.monotonic()))
+                case Warn():
+                    self.warnings.append(effect.message)
                 case Replaced():
                     self._ended[effect.connection] = ProtocolError("the same process has joined again elsewhere")
                 case Failed():
@@ -104,6 +118,7 @@ class InMemoryExchange(Exchange):
     def __init__(self, coordinator: InMemoryCoordinator, name: str) -> None:
         self._coordinator = coordinator
         self._name = name
+        self._instance = uuid.uuid4().hex
         self._connection = 0
         self._in_flight: set[Position] = set()
 
@@ -111,7 +126,7 @@ class InMemoryExchange(Exchange):
         """See `seam.Exchange.join`."""
         number = self._coordinator.connect()
         origin = f"thread {threading.get_ident()}"
-        joined = Joined(number, self._name, str(id(self)), origin, PROTOCOL_VERSION, fingerprint)
+        joined = Joined(number, self._name, self._instance, origin, PROTOCOL_VERSION, fingerprint)
         self._coordinator.handle(number, joined)
         self._connection = number
         return self._coordinator.session.complete
@@ -120,6 +135,15 @@ class InMemoryExchange(Exchange):
         """See `seam.Exchange.order`."""
         with self._coordinator.changed:
             return self._coordinator.session.order(epoch)
+
+    def lookahead(self, step_seconds: Callable[[], float]) -> int:
+        """See `seam.Exchange.lookahead`."""
+        connection, session = self._joined(), self._coordinator.session
+        if session.lookahead is None:
+            self._coordinator.handle(connection, Paced(connection, round(step_seconds() * 1e6), 1_000))
+        with self._coordinator.changed:
+            assert self._coordinator.changed.wait_for(lambda: session.lookahead is not None, 60)
+        return session.lookahead or 0
 
     def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
         """See `seam.Exchange.submit`."""

@@ -53,7 +53,9 @@ def raised(kind: type[EntangledError], call: Callable[..., object], *arguments: 
     return None
 
 
-def log_rows(peers: tuple[str, ...] = ("a", "b"), epochs: int = 2, samples: int = SAMPLES, size: int = 4) -> list[Row]:
+def log_rows(
+    peers: tuple[str, ...] = ("a", "b"), epochs: int = 2, samples: int = SAMPLES, size: int = 4, lookahead: int = 0
+) -> list[Row]:
     """The rows that a run writes, in the log's order."""
     layout = Layout(samples=samples, batch_size=size, epochs=epochs)
     rows: list[Row] = []
@@ -76,7 +78,7 @@ def log_rows(peers: tuple[str, ...] = ("a", "b"), epochs: int = 2, samples: int 
                     prediction=predictions[place],
                     prediction_digest=prediction_digest(predictions[place]),
                     statistics=measured[place],
-                    staleness=0,
+                    staleness=min(lookahead, index),
                     received_at=1_700_000_000_000_000 + 1000 * index + place,
                     wait_us=10 * place,
                     bytes=100 + place,

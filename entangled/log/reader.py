@@ -48,6 +48,8 @@ class Run:
     """Of the data set, in hex; empty where the data is not shared."""
     summary: dict[str, Any] | None
     """`summary.json`; None while the run is not finished."""
+    lookahead: int = 0
+    """Batches that predictions were published ahead."""
 
     @property
     def peers(self) -> tuple[str, ...]:
@@ -87,14 +89,16 @@ def open_run(folder: Path) -> Run:
         samples, classes = int(run["samples"]), int(run["classes"])
     except (KeyError, TypeError, ValueError):
         raise LogError(f"{folder / 'run.json'} does not say how many samples and classes the run has") from None
+    experiment = loads(toml, str(path))
     return Run(
         folder,
         toml,
-        loads(toml, str(path)),
+        experiment,
         samples,
         classes,
         str(run.get("contents_digest", "")),
         _json(folder / "summary.json") if finished(folder) else None,
+        int(run.get("lookahead", 0)) if experiment.exchange.lookahead == "auto" else experiment.exchange.lookahead,
     )
 
 

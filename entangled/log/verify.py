@@ -237,6 +237,8 @@ def _check(run: Run, want: _Expected, peer: str, members: tuple[str, ...], row: 
     if row.weight != weight:
         what = "λ is not the schedule's" if len(members) > 1 else "λ is not 0, though this peer was alone"
         raise _Differs(what, weight, row.weight)
+    if row.staleness != min(run.lookahead, row.index):
+        raise _Differs("the staleness is not the look-ahead's", min(run.lookahead, row.index), row.staleness)
     _check_prediction(run, row)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,16 @@ from entangled.participation.tree import Tree
 class AsyncBatch(Place):
     """One batch of the run, as `entangled.Batch`, with `await`."""
 
-    def __init__(self, connection: Connection, course: Course, position: Position, ids: SampleIds) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        course: Course,
+        position: Position,
+        ids: SampleIds,
+        due: Callable[[Position], Awaitable[list[AsyncBatch]]],
+    ) -> None:
         super().__init__(course, position, ids)
-        self._connection = connection
+        self._connection, self._due = connection, due
 
     async def exchange(self, prediction: Any) -> SoftTarget:
         """See `entangled.Batch.exchange`."""
@@ -31,8 +38,13 @@ class AsyncBatch(Place):
 
     async def submit(self, prediction: Any) -> None:
         """See `entangled.Batch.submit`."""
-        shown = self._course.submitted(self.position, prediction)
-        await self._connection.submit(self.position, self.ids, shown)
+        if not self._course.published(self.position):
+            shown = self._course.submitted(self.position, prediction)
+            await self._connection.submit(self.position, self.ids, shown)
+
+    async def due(self) -> list[AsyncBatch]:
+        """See `entangled.Batch.due`."""
+        return await self._due(self.position)
 
     async def result(self) -> SoftTarget:
         """See `entangled.Batch.result`."""
@@ -55,12 +67,26 @@ class AsyncPeer:
         self.name, self.experiment, self.data, self.classes = course.name, course.experiment, data, course.classes
         self.course = course
         self._connection = connection
-        self._order: tuple[int, SampleIds] | None = None
+        self._orders: dict[int, SampleIds] = {}
+        self._asked = False
         self._finished = False
 
-    def keep(self, folder: str | Path, state: Callable[[], Tree], restore: Callable[[Tree], object]) -> bool:
+    async def keep(self, folder: str | Path, state: Callable[[], Tree], restore: Callable[[Tree], object]) -> bool:
         """See `entangled.Peer.keep`."""
-        return self.course.keep(Hooks(Path(folder), state, restore))
+        if not self.course.keep(Hooks(Path(folder), state, restore)):
+            return False
+        for index, prediction in self.course.in_flight.items():
+            again = await self._batch(self.course.layout.position(index))
+            await self._connection.submit(again.position, again.ids, prediction)
+        return True
+
+    async def look_ahead(self, step_seconds: Callable[[], float] = float) -> int:
+        """See `entangled.Peer.look_ahead`."""
+        if not self._asked:
+            decided = self._connection.decided
+            self.course.lookahead = await self._connection.decide(step_seconds()) if decided is None else decided
+            self._asked = True
+        return self.course.lookahead
 
     def __aiter__(self) -> AsyncPeer:
         return self
@@ -70,10 +96,18 @@ class AsyncPeer:
         position = self.course.next_batch()
         if position is None:
             raise StopAsyncIteration
-        if self._order is None or self._order[0] != position.epoch:
-            self._order = position.epoch, await self._connection.order(position.epoch)
-        ids = self.course.layout.batch(self._order[1], position.step)
-        return AsyncBatch(self._connection, self.course, position, ids)
+        self._orders = {epoch: order for epoch, order in self._orders.items() if epoch >= position.epoch}
+        return await self._batch(position)
+
+    async def _batch(self, position: Position) -> AsyncBatch:
+        if position.epoch not in self._orders:
+            self._orders[position.epoch] = await self._connection.order(position.epoch)
+        ids = self.course.layout.batch(self._orders[position.epoch], position.step)
+        return AsyncBatch(self._connection, self.course, position, ids, self._due)
+
+    async def _due(self, position: Position) -> list[AsyncBatch]:
+        await self.look_ahead()
+        return [await self._batch(self.course.layout.position(index)) for index in self.course.due(position)]
 
     async def finish(self, **values: float) -> None:
         """See `entangled.Peer.finish`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from entangled import atomic, faults
+from entangled.distribution import Probabilities
 from entangled.errors import LogError
 from entangled.participation.tree import Tree, flatten, unflatten
 
@@ -33,6 +35,8 @@ class Checkpoint:
     """The scalars that were reported last."""
     state: Tree
     """The training loop's own."""
+    in_flight: Sequence[Probabilities] = ()
+    """What was published for the batches from `index` on, with the weights of earlier steps."""
 
 
 def save(folder: Path, role: str, checkpoint: Checkpoint) -> int:
@@ -46,11 +50,13 @@ def save(folder: Path, role: str, checkpoint: Checkpoint) -> int:
     """
     folder.mkdir(parents=True, exist_ok=True)
     structure, arrays = flatten(checkpoint.state)
+    arrays += checkpoint.in_flight
     header = {
         "run_id": checkpoint.run_id,
         "index": checkpoint.index,
         "reported": checkpoint.reported,
         "state": structure,
+        "in_flight": len(checkpoint.in_flight),
     }
     buffer = io.BytesIO()
     named: dict[str, Any] = {f"v{i}": array for i, array in enumerate(arrays)}
@@ -94,7 +100,8 @@ def load(folder: Path, run_id: str, complete: int) -> Checkpoint | None:
                 got=header["run_id"],
             )
         if header["index"] <= complete:
-            return Checkpoint(run_id, header["index"], header["reported"], unflatten(header["state"], values))
+            state, first = unflatten(header["state"], values), len(values) - header["in_flight"]
+            return Checkpoint(run_id, header["index"], header["reported"], state, values[first:])
         path.unlink()  # what it knows is trained on again; were it kept, it would take the place of what comes now
     return None
 

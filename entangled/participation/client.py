@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import uvloop
@@ -72,6 +72,12 @@ class CoordinatorClient(Exchange):
     def order(self, epoch: int) -> SampleIds:
         """See `seam.Exchange.order`."""
         return self._run(self._connection.order(epoch))
+
+    def lookahead(self, step_seconds: Callable[[], float]) -> int:
+        """See `seam.Exchange.lookahead`."""
+        if self._connection.decided is None:
+            self._run(self._connection.decide(step_seconds()))
+        return self._connection.decided or 0
 
     def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
         """See `seam.Exchange.submit`."""

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
+from statistics import median
 from typing import Any, NamedTuple
 
 import grpc
@@ -42,6 +43,9 @@ OPTIONS = [
 RETRY_SECONDS = 0.2
 ROUND_TRIP_SECONDS = 60.0
 """How long a reply that waits for nobody else may take."""
+
+ROUND_TRIPS = 5
+"""Measured; their median counts."""
 
 LEAVE_SECONDS = 5.0
 """How long a goodbye may take."""
@@ -82,7 +86,11 @@ class Connection:
         self._error: EntangledError | None = None
         """Why nothing can go on."""
         self._leaving = self._left = False
+        self.decided: int | None = None
+        """The run's look-ahead; None before it is known."""
+        self._pace: pb.Pace | None = None
         self._fingerprint: Fingerprint | None = None
+        self._encoding = codec.FLOAT32
         self._layout = Layout(samples=1, batch_size=1, epochs=1)
         self._complete = self._durable = 0
         self._in_flight: dict[int, _InFlight] = {}
@@ -140,6 +148,7 @@ class Connection:
     async def join(self, fingerprint: Fingerprint) -> int:
         """See `seam.Exchange.join`."""
         self._fingerprint, self._error = fingerprint, None
+        self._encoding = codec.encoding(self.experiment.exchange.encoding)
         self._layout = self.experiment.layout(fingerprint.samples)
         self._rejoin()
         await self._until(lambda: self._joined, self.patience)
@@ -155,6 +164,23 @@ class Connection:
                 if time.monotonic() > give_up:
                     raise
                 await asyncio.sleep(RETRY_SECONDS)
+
+    async def decide(self, step_seconds: float) -> int:
+        """See `seam.Exchange.lookahead`; tells the coordinator what a step and a round trip take, and waits."""
+        round_trip = median([await self._round_trip() for _ in range(ROUND_TRIPS)])
+        self._pace = pb.Pace(step_us=round(step_seconds * 1e6), round_trip_us=round(round_trip * 1e6))
+        self._say(pb.PeerMessage(pace=self._pace))
+        await self._until(lambda: self.decided is not None, self.patience)
+        return self.decided or 0
+
+    async def _round_trip(self) -> float:
+        began = time.perf_counter()
+        try:
+            request = pb.GetExperimentRequest(protocol_version=PROTOCOL_VERSION)
+            await self._stub.GetExperiment(request, timeout=ROUND_TRIP_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise _raised(error) from None
+        return time.perf_counter() - began
 
     async def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
         """See `seam.Exchange.submit`."""
@@ -224,7 +250,11 @@ class Connection:
     ) -> tuple[int, bytes, pb.PeerMessage]:
         """A prediction as `post` takes it. Touches nothing, so that any thread may do it."""
         digest = batch_digest(position, sample_ids)
-        return self._layout.index(position), digest, codec.encode_prediction(position, digest, prediction)
+        return (
+            self._layout.index(position),
+            digest,
+            codec.encode_prediction(position, digest, prediction, self._encoding),
+        )
 
     def post(self, index: int, digest: bytes, message: pb.PeerMessage) -> None:
         """Publish what `prepared` gave."""
@@ -265,6 +295,10 @@ class Connection:
                     self._unsettled.popleft()
             case "welcome":
                 self._welcome = message.welcome
+                if message.welcome.HasField("lookahead"):
+                    self.decided = message.welcome.lookahead
+            case "lookahead":
+                self.decided = message.lookahead.batches
             case _:
                 return
         self._wake()
@@ -396,6 +430,8 @@ class Connection:
                 stream.send(prediction)
         for waiting in self._in_flight.values():
             stream.send(waiting.message)
+        if self._pace is not None and self.decided is None:
+            stream.send(pb.PeerMessage(pace=self._pace))
         self._joined = True
         self._wake()
 

@@ -72,6 +72,11 @@ class Course:
         self.waiting: list[int] = []
         """Indices of the batches whose result has not been taken, the first of them first."""
         self.reported: dict[str, float] = {}
+        self.lookahead = 0
+        """So many batches ahead predictions are published."""
+        self.in_flight: dict[int, Probabilities] = {}
+        """What was published and is not answered, by index."""
+        self._restored: set[int] = set()
         self._submitted = 0
         self._hooks: Hooks | None = None
         self._saved_index = -1
@@ -95,7 +100,10 @@ class Course:
         found = checkpoint.load(hooks.folder, self.run_id, self.complete)
         if found is None:
             return False
-        self.index = self._submitted = self._saved_index = found.index
+        self.index = self._saved_index = found.index
+        self.in_flight = dict(enumerate(found.in_flight, start=found.index))
+        self._restored = set(self.in_flight)
+        self._submitted = found.index + len(self.in_flight)
         self.reported = found.reported
         hooks.restore(found.state)
         return True
@@ -114,6 +122,14 @@ class Course:
         self.index += 1
         self.waiting.append(self.index - 1)
         return self.layout.position(self.index - 1)
+
+    def due(self, position: Position) -> list[int]:
+        """The indices of the batches whose predictions are due before the result of this one is asked for."""
+        return list(range(self._submitted, min(self.layout.index(position) + self.lookahead + 1, self.end)))
+
+    def published(self, position: Position) -> bool:
+        """Whether this batch's prediction was in flight in the checkpoint, and is out already."""
+        return self.layout.index(position) in self._restored
 
     def submitted(self, position: Position, prediction: object) -> Probabilities:
         """Note that a prediction goes out, and make it what others may see.
@@ -134,11 +150,14 @@ class Course:
         publish = self.experiment.exchange.publish
         shown = distribution.published(probabilities, publish.temperature, publish.top_k, publish.decimals)
         self._submitted = index + 1
+        self.in_flight[index] = shown
         return shown
 
     def answered(self, position: Position) -> None:
         """Note that a batch has its result."""
-        self.waiting.remove(self.layout.index(position))
+        index = self.layout.index(position)
+        self.waiting.remove(index)
+        del self.in_flight[index]
 
     def report_due(self, position: Position) -> bool:
         """Whether a report about this batch would be sent: at the end of an epoch, and now and then."""
@@ -172,7 +191,9 @@ class Course:
         """
         if self._hooks is None:
             return 0
-        state = Checkpoint(self.run_id, self.done, self.reported, self._hooks.state())
+        state = Checkpoint(
+            self.run_id, self.done, self.reported, self._hooks.state(), [p for _, p in sorted(self.in_flight.items())]
+        )
         forgotten = checkpoint.save(self._hooks.folder, self.name, state)
         self._saved_index, self._saved_at = self.done, time.monotonic()
         return forgotten

@@ -25,9 +25,16 @@ class Batch(Place):
         position: epoch and step, from 0.
     """
 
-    def __init__(self, way: Exchange, course: Course, position: Position, ids: SampleIds) -> None:
+    def __init__(
+        self,
+        way: Exchange,
+        course: Course,
+        position: Position,
+        ids: SampleIds,
+        due: Callable[[Position], list[Batch]],
+    ) -> None:
         super().__init__(course, position, ids)
-        self._way = way
+        self._way, self._due = way, due
 
     def exchange(self, prediction: Any) -> SoftTarget:
         """`submit`, then `result`: publish this model's prediction and wait for everybody else's.
@@ -45,21 +52,37 @@ class Batch(Place):
             PatienceError: somebody was waited for too long.
             RunFailedError: the run is over for everybody; it says because of whom.
         """
-        shown = self._course.submitted(self.position, prediction)
-        target = self._way.exchange(self.position, self.ids, shown)
-        self._course.answered(self.position)
-        return target
+        self.submit(prediction)
+        return self.result()
 
     def submit(self, prediction: Any) -> None:
-        """Publish this model's prediction now; there is time to compute before `result`. See `exchange`."""
-        shown = self._course.submitted(self.position, prediction)
-        self._way.submit(self.position, self.ids, shown)
+        """Publish this model's prediction now; there is time to compute before `result`. See `exchange`.
+
+        A prediction that was out already when the loop's state was kept stands, whatever is predicted now.
+        """
+        if not self._course.published(self.position):
+            shown = self._course.submitted(self.position, prediction)
+            self._way.submit(self.position, self.ids, shown)
 
     def result(self) -> SoftTarget:
         """Wait for everybody else's predictions on what was submitted. See `exchange`."""
         target = self._way.result(self.position)
         self._course.answered(self.position)
         return target
+
+    @property
+    def due(self) -> list[Batch]:
+        """The batches to `submit` a prediction for before this one's `result`: itself, or with look-ahead, others.
+
+        Without look-ahead that is this batch. With a look-ahead of k it is the batch k steps ahead, at the first step
+        all batches up to that one, and at the last k steps none:
+
+            for batch in peer:
+                for ahead in batch.due:
+                    ahead.submit(model(x[ahead.ids]))
+                target = batch.result()
+        """
+        return self._due(self.position)
 
     def report(self, **values: float) -> None:
         """Tell how training goes: scalars by name, of the epoch so far, say `loss` and `accuracy`.
@@ -106,7 +129,8 @@ class Peer:
         mine = fingerprint_of(data)
         self.classes = mine.classes
         self.course = Course(experiment, name, run_id, mine, way.join(mine), until)
-        self._order: tuple[int, SampleIds] | None = None
+        self._orders: dict[int, SampleIds] = {}
+        self._asked = False
         self._finished = False
 
     @property
@@ -136,7 +160,27 @@ class Peer:
         Raises:
             LogError: the folder holds another run's checkpoints.
         """
-        return self.course.keep(Hooks(Path(folder), state, restore))
+        if not self.course.keep(Hooks(Path(folder), state, restore)):
+            return False
+        for index, prediction in self.course.in_flight.items():
+            again = self._batch(self.course.layout.position(index))
+            self.way.submit(again.position, again.ids, prediction)
+        return True
+
+    def look_ahead(self, step_seconds: Callable[[], float] = float) -> int:
+        """How many batches ahead predictions are published: the experiment's `exchange.lookahead`. Before any batch.
+
+        Args:
+            step_seconds: measures what a step of the loop takes; called if the experiment says "auto" and nothing is
+                decided yet. The look-ahead then hides the slowest peer's round trip. Without, this peer says nothing.
+        """
+        if not self._asked:
+            self.course.lookahead, self._asked = self.way.lookahead(step_seconds), True
+        return self.course.lookahead
+
+    def _due(self, position: Position) -> list[Batch]:
+        self.look_ahead()
+        return [self._batch(self.course.layout.position(index)) for index in self.course.due(position)]
 
     def __iter__(self) -> Peer:
         return self
@@ -146,10 +190,14 @@ class Peer:
         position = self.course.next_batch()
         if position is None:
             raise StopIteration
-        if self._order is None or self._order[0] != position.epoch:
-            self._order = position.epoch, self.way.order(position.epoch)
-        ids = self.course.layout.batch(self._order[1], position.step)
-        return Batch(self.way, self.course, position, ids)
+        self._orders = {epoch: order for epoch, order in self._orders.items() if epoch >= position.epoch}
+        return self._batch(position)
+
+    def _batch(self, position: Position) -> Batch:
+        if position.epoch not in self._orders:
+            self._orders[position.epoch] = self.way.order(position.epoch)
+        ids = self.course.layout.batch(self._orders[position.epoch], position.step)
+        return Batch(self.way, self.course, position, ids, self._due)
 
     def finish(self, **values: float) -> None:
         """Say that this peer is done, with its final scalars, which go into the run's summary.

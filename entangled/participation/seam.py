@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from entangled.alignment import Fingerprint, Position, SampleIds
@@ -30,6 +31,17 @@ class Exchange(Protocol):
 
     def order(self, epoch: int) -> SampleIds:
         """The sample order of an epoch, int64."""
+        ...
+
+    def lookahead(self, step_seconds: Callable[[], float]) -> int:
+        """How many batches ahead predictions are published; to be asked after `join`, before the first `submit`.
+
+        Whoever publishes no prediction ahead, whatever this says, takes part all the same, and learns from what the
+        others published ahead.
+
+        Args:
+            step_seconds: measures what a training step takes; called where the coordinator decides by it.
+        """
         ...
 
     def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:

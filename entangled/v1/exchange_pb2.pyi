@@ -1,10 +1,20 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Encoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ENCODING_FLOAT32_UNSPECIFIED: _ClassVar[Encoding]
+    ENCODING_FLOAT16: _ClassVar[Encoding]
+    ENCODING_SPARSE: _ClassVar[Encoding]
+ENCODING_FLOAT32_UNSPECIFIED: Encoding
+ENCODING_FLOAT16: Encoding
+ENCODING_SPARSE: Encoding
 
 class GetExperimentRequest(_message.Message):
     __slots__ = ("protocol_version",)
@@ -37,18 +47,22 @@ class SampleOrderChunk(_message.Message):
     def __init__(self, sample_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("join", "prediction", "metrics", "leave", "settled")
+    __slots__ = ("join", "prediction", "metrics", "leave", "settled", "pace", "channel")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
     SETTLED_FIELD_NUMBER: _ClassVar[int]
+    PACE_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
     join: Join
     prediction: Prediction
     metrics: Metrics
     leave: Leave
     settled: Settled
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ...) -> None: ...
+    pace: Pace
+    channel: int
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ..., channel: _Optional[int] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("protocol_version", "peer", "instance", "origin", "fingerprint")
@@ -77,20 +91,32 @@ class Fingerprint(_message.Message):
     def __init__(self, samples: _Optional[int] = ..., classes: _Optional[int] = ..., ids_digest: _Optional[bytes] = ..., contents_digest: _Optional[bytes] = ...) -> None: ...
 
 class Prediction(_message.Message):
-    __slots__ = ("epoch", "step", "batch_digest", "rows", "classes", "probabilities")
+    __slots__ = ("epoch", "step", "batch_digest", "rows", "classes", "probabilities", "encoding", "classes_of")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     BATCH_DIGEST_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_OF_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     step: int
     batch_digest: bytes
     rows: int
     classes: int
     probabilities: bytes
-    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., batch_digest: _Optional[bytes] = ..., rows: _Optional[int] = ..., classes: _Optional[int] = ..., probabilities: _Optional[bytes] = ...) -> None: ...
+    encoding: Encoding
+    classes_of: bytes
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., batch_digest: _Optional[bytes] = ..., rows: _Optional[int] = ..., classes: _Optional[int] = ..., probabilities: _Optional[bytes] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., classes_of: _Optional[bytes] = ...) -> None: ...
+
+class Pace(_message.Message):
+    __slots__ = ("step_us", "round_trip_us")
+    STEP_US_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_US_FIELD_NUMBER: _ClassVar[int]
+    step_us: int
+    round_trip_us: int
+    def __init__(self, step_us: _Optional[int] = ..., round_trip_us: _Optional[int] = ...) -> None: ...
 
 class Metrics(_message.Message):
     __slots__ = ("epoch", "step", "values", "epoch_end", "final")
@@ -126,27 +152,39 @@ class Leave(_message.Message):
     def __init__(self, failure: _Optional[str] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("welcome", "soft_target", "durable", "heartbeat")
+    __slots__ = ("welcome", "soft_target", "durable", "heartbeat", "lookahead", "channel")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     SOFT_TARGET_FIELD_NUMBER: _ClassVar[int]
     DURABLE_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    LOOKAHEAD_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     soft_target: SoftTarget
     durable: Durable
     heartbeat: Heartbeat
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., soft_target: _Optional[_Union[SoftTarget, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
+    lookahead: Lookahead
+    channel: int
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., soft_target: _Optional[_Union[SoftTarget, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., lookahead: _Optional[_Union[Lookahead, _Mapping]] = ..., channel: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("run_id", "complete")
+    __slots__ = ("run_id", "complete", "lookahead")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    LOOKAHEAD_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     complete: int
-    def __init__(self, run_id: _Optional[str] = ..., complete: _Optional[int] = ...) -> None: ...
+    lookahead: int
+    def __init__(self, run_id: _Optional[str] = ..., complete: _Optional[int] = ..., lookahead: _Optional[int] = ...) -> None: ...
+
+class Lookahead(_message.Message):
+    __slots__ = ("batches",)
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    batches: int
+    def __init__(self, batches: _Optional[int] = ...) -> None: ...
 
 class SoftTarget(_message.Message):
-    __slots__ = ("epoch", "step", "batch_digest", "weight", "rows", "classes", "probabilities")
+    __slots__ = ("epoch", "step", "batch_digest", "weight", "rows", "classes", "probabilities", "encoding", "classes_of")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     BATCH_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +192,8 @@ class SoftTarget(_message.Message):
     ROWS_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_OF_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     step: int
     batch_digest: bytes
@@ -161,7 +201,9 @@ class SoftTarget(_message.Message):
     rows: int
     classes: int
     probabilities: bytes
-    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., batch_digest: _Optional[bytes] = ..., weight: _Optional[float] = ..., rows: _Optional[int] = ..., classes: _Optional[int] = ..., probabilities: _Optional[bytes] = ...) -> None: ...
+    encoding: Encoding
+    classes_of: bytes
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., batch_digest: _Optional[bytes] = ..., weight: _Optional[float] = ..., rows: _Optional[int] = ..., classes: _Optional[int] = ..., probabilities: _Optional[bytes] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., classes_of: _Optional[bytes] = ...) -> None: ...
 
 class Durable(_message.Message):
     __slots__ = ("complete",)

@@ -119,6 +119,10 @@ class RemotePeer(Exchange):
         """See `seam.Exchange.order`."""
         return self._ask("order", epoch)
 
+    def lookahead(self, step_seconds: Callable[[], float]) -> int:
+        """See `seam.Exchange.lookahead`."""
+        return self._ask("lookahead", step_seconds)
+
     def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
         """See `seam.Exchange.submit`."""
         self._ask("submit", position, sample_ids, prediction)

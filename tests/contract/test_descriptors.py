@@ -20,6 +20,8 @@ ALLOWED = {
         "metrics": "Metrics",
         "leave": "Leave",
         "settled": "Settled",
+        "pace": "Pace",
+        "channel": "uint32",
     },
     "Join": {
         "protocol_version": "uint32",
@@ -41,7 +43,10 @@ ALLOWED = {
         "rows": "uint32",
         "classes": "uint32",
         "probabilities": "bytes",
+        "encoding": "enum",
+        "classes_of": "bytes",
     },
+    "Pace": {"step_us": "uint64", "round_trip_us": "uint64"},
     "Metrics": {
         "epoch": "uint32",
         "step": "uint32",
@@ -56,7 +61,7 @@ ALLOWED = {
     "GetSampleOrderRequest": {"epoch": "uint32"},
     "WatchRequest": {},
 }
-TENSOR = {"Prediction.probabilities"}
+TENSOR = {"Prediction.probabilities", "Prediction.classes_of"}
 DIGESTS = {"Fingerprint.ids_digest", "Fingerprint.contents_digest", "Prediction.batch_digest"}
 SCALARS_BY_NAME = {"Metrics.values"}
 TYPES = {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from entangled.alignment import Position, sample_order
+from entangled.distribution import most_probable, transmitted
 from entangled.errors import (
     AlignmentError,
     MembershipError,
@@ -210,6 +211,71 @@ def test_a_prediction_is_published_before_its_result_is_asked_for(meet: Meet) ->
     a.report(START, {"loss": 1.0})  # there is time for other things
     assert exchange(b, "b", START, settings).probabilities.tobytes() == prediction("a", START, 4).tobytes()
     assert a.result(START).probabilities.tobytes() == prediction("b", START, 4).tobytes()
+
+
+def test_predictions_are_published_as_far_ahead_as_the_experiment_says(meet: Meet) -> None:
+    settings = experiment(epochs=3, lookahead=4)
+    peer, layout = meet(settings), settings.layout(SAMPLES)
+    a, b = peer("a"), peer("b")
+    a.join(data()), b.join(data())
+    assert (a.lookahead(never), b.lookahead(never)) == (4, 4)
+
+    def submit(one: Exchange, name: str, index: int) -> None:
+        position = layout.position(index)
+        ids = layout.batch(one.order(position.epoch), position.step)
+        one.submit(position, ids, prediction(name, position, len(ids)))
+
+    for index in range(5):  # over the end of an epoch, while the other has not begun
+        submit(a, "a", index)
+    for index in range(layout.positions):
+        submit(b, "b", index)
+        position = layout.position(index)
+        rows = layout.rows(position.step)
+        assert a.result(position).probabilities.tobytes() == prediction("b", position, rows).tobytes()
+        if index + 5 < layout.positions:
+            submit(a, "a", index + 5)
+        assert b.result(position).probabilities.tobytes() == prediction("a", position, rows).tobytes()
+    a.finish({"test_loss": 1.0}), b.finish({"test_loss": 1.0})
+
+
+def a_step() -> float:
+    return 1e-5
+
+
+def never() -> float:
+    raise AssertionError("the look-ahead is decided, nothing need be measured")
+
+
+def test_the_look_ahead_that_hides_the_round_trip_is_decided_once_for_everybody(meet: Meet, background) -> None:
+    settings = experiment(lookahead="auto")
+    peer = meet(settings)
+    a, b = peer("a"), peer("b")
+    a.join(data()), b.join(data())
+    asking = [background(one.lookahead, a_step) for one in (a, b)]
+    decided = {one.result(SECONDS) for one in asking}
+    assert len(decided) == 1
+    assert decided.pop() >= 1
+    assert exchange_both(a, b, settings)
+
+
+def exchange_both(a: Exchange, b: Exchange, settings: Experiment) -> bool:
+    ids = settings.layout(SAMPLES).batch(a.order(0), 0)
+    a.submit(START, ids, prediction("a", START, 4))
+    b.submit(START, ids, prediction("b", START, 4))
+    return a.result(START).probabilities.tobytes() == prediction("b", START, 4).tobytes()
+
+
+@pytest.mark.parametrize("encoding", ["float16", "sparse"])
+def test_a_soft_target_is_what_the_encoding_lets_through(meet: Meet, encoding: str) -> None:
+    settings = experiment(encoding=encoding)
+    peer = meet(settings)
+    a, b = peer("a"), peer("b")
+    a.join(data()), b.join(data())
+    ids = settings.layout(SAMPLES).batch(a.order(0), 0)
+    sent = transmitted(most_probable(prediction("a", START, 4), 2).astype(np.float32), encoding)
+    a.submit(START, ids, sent)
+    b.submit(START, ids, prediction("b", START, 4))
+    assert b.result(START).probabilities.tobytes() == sent.tobytes()
 
 
 def test_a_result_is_given_once_for_what_was_submitted(meet: Meet, background) -> None:

@@ -25,8 +25,8 @@ from coordinator.session import (
 )
 from entangled import PROTOCOL_VERSION
 from entangled.alignment import Position, batch_digest
-from entangled.errors import RefusedError
-from tests.support import CLASSES, SAMPLES, data, experiment, prediction
+from entangled.errors import AlignmentError, RefusedError
+from tests.support import CLASSES, SAMPLES, data, experiment, prediction, raised
 
 NAMES = "abcde"
 
@@ -147,12 +147,14 @@ def state(session: Session) -> object:
 
 
 @settings(max_examples=400)  # most sequences end in a corner; it takes this many to get everywhere
-@given(st.lists(ACTIONS, min_size=16, max_size=80), st.sampled_from(["wait", "continue"]))
+@given(
+    st.lists(ACTIONS, min_size=16, max_size=80), st.sampled_from(["wait", "continue"]), st.sampled_from([0, 0, 1, 3])
+)
 def test_guarantees_2_and_7_no_sequence_of_events_breaks_the_session(
-    actions: list[tuple[str, int, int, int]], on_missing: str
+    actions: list[tuple[str, int, int, int]], on_missing: str, lookahead: int
 ) -> None:
     exchange = {"missing_after": 2.0} if on_missing == "continue" else {}
-    session = Session(experiment(("a", "b"), on_missing=on_missing, **exchange), 0.0)
+    session = Session(experiment(("a", "b"), on_missing=on_missing, lookahead=lookahead, **exchange), 0.0)
     session.handle(joined(0, "a", instance="a0"), 0.0)
     session.handle(joined(1, "b", instance="b0"), 0.0)
     first: dict[tuple[str, Position], bytes] = {}
@@ -190,6 +192,36 @@ def test_guarantees_2_and_7_no_sequence_of_events_breaks_the_session(
                     assert session.over
     assert recorded == list(range(session.complete))  # each exchange once, in order
     assert {position for _, position in first} <= {session.experiment.layout(SAMPLES).position(i) for i in recorded}
+
+
+@given(st.lists(st.integers(0, 2), max_size=60), st.integers(0, 4))
+def test_peers_may_run_ahead_by_the_look_ahead_and_no_further(turns: list[int], lookahead: int) -> None:
+    session = Session(experiment(("a", "b", "c"), epochs=3, lookahead=lookahead), 0.0)
+    positions = session.experiment.layout(SAMPLES).positions
+    for number, name in enumerate("abc"):
+        session.handle(joined(number, name), 0.0)
+    sent, records = [0, 0, 0], []
+    for number in [*turns, *([0, 1, 2] * positions)]:
+        if sent[number] == positions:
+            continue
+        event = predicted(session, number, "abc"[number], sent[number])
+        if sent[number] > session.complete + lookahead:
+            assert raised(AlignmentError, session.handle, event, 0.0) is not None
+        else:
+            effects = session.handle(event, 0.0)
+            records += [effect.exchange for effect in effects if isinstance(effect, Record)]
+            sent[number] += 1
+        session.validate()
+    assert session.complete == positions
+    assert [(r.index, r.staleness) for r in records] == [(i, min(i, lookahead)) for i in range(positions)]
+
+
+@given(st.integers(1, 4), st.integers(2, 5))
+def test_a_peer_that_looks_ahead_leaves_no_position_out(lookahead: int, ahead: int) -> None:
+    session = Session(experiment(("a", "b"), epochs=3, lookahead=lookahead), 0.0)
+    session.handle(joined(0, "a"), 0.0)
+    session.handle(predicted(session, 0, "a", 0), 0.0)
+    assert raised(AlignmentError, session.handle, predicted(session, 0, "a", ahead), 0.0) is not None
 
 
 @given(st.lists(st.sampled_from([("cut", 0), ("cut", 1), ("go", 0)]), max_size=40), st.integers(2, 4))

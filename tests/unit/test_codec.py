@@ -7,6 +7,7 @@ import pytest
 
 from entangled import codec
 from entangled.alignment import Position
+from entangled.distribution import check, transmitted
 from entangled.errors import PredictionError, ProtocolError
 from entangled.v1 import exchange_pb2 as pb
 from tests.support import data
@@ -24,6 +25,58 @@ def test_a_prediction_survives_the_wire_to_the_bit() -> None:
     assert probabilities.dtype == np.float32
     assert probabilities.shape == (4, 5)
     assert probabilities.tobytes() == VALUES.tobytes()
+
+
+@pytest.mark.parametrize("encoding", [codec.FLOAT16, codec.SPARSE])
+def test_a_prediction_may_be_written_shorter(encoding: codec.Encoding) -> None:
+    classes = 50_000
+    flat = np.full((2, classes), 1 / classes, np.float32)
+    few = np.zeros((2, classes), np.float32)
+    few[0, 7], few[1, [3, classes - 1]] = 1.0, 0.5
+    values = np.concatenate([flat, few]) if encoding == codec.FLOAT16 else few
+    message = codec.encode_prediction(POSITION, DIGEST, values, encoding)
+    assert message.ByteSize() < values.nbytes / 1.9
+    decoded = codec.decode_prediction(message.prediction, 0, encoding).probabilities
+    check(decoded, *values.shape)  # however small the probabilities are
+    name = "float16" if encoding == codec.FLOAT16 else "sparse"
+    assert decoded.tobytes() == transmitted(values, name).tobytes()
+
+
+def test_a_prediction_in_another_encoding_than_the_experiments_is_refused() -> None:
+    message = codec.encode_prediction(POSITION, DIGEST, VALUES, codec.FLOAT16)
+    with pytest.raises(PredictionError, match=r"expected float32; got float16"):
+        codec.decode_prediction(message.prediction, 0)
+
+
+def test_a_soft_target_that_an_encoding_would_round_is_written_in_full() -> None:
+    mean = np.array([[1 / 3, 2 / 3]], np.float32)
+    message = codec.encode_soft_target(codec.SoftTarget(POSITION, DIGEST, 0.5, mean), codec.FLOAT16)
+    assert codec.decode_soft_target(message.soft_target).probabilities.tobytes() == mean.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("rows", "numbers", "values"),
+    [
+        (2, [1, 1, 0, 4], [1.0, 1.0]),  # a class that there is not
+        (2, [2, 0, 1, 0], [0.5, 0.5]),  # classes that do not ascend
+        (2, [2, 0, 1, 1], [0.5, 0.5]),  # one class twice
+        (2, [1, 1, 0], [1.0, 1.0]),
+        (2, [1, 2, 0, 1], [1.0, 1.0]),
+        (2, [2**32 - 1, 3, 0, 1], [1.0, 1.0]),
+        (3, [1, 1], [1.0, 1.0]),
+        (2**31, [], []),
+    ],
+)
+def test_a_sparse_prediction_that_does_not_fit_is_refused(rows: int, numbers: list[int], values: list[float]) -> None:
+    message = pb.Prediction(
+        rows=rows,
+        classes=3,
+        probabilities=np.array(values, "<f4").tobytes(),
+        encoding=codec.SPARSE,
+        classes_of=np.array(numbers, "<u4").tobytes(),
+    )
+    with pytest.raises(PredictionError, match="sparse"):
+        codec.decode_prediction(message, 0, codec.SPARSE)
 
 
 @pytest.mark.parametrize("values", [np.asfortranarray(VALUES), VALUES.astype(np.float64), VALUES[::-1][::-1]])

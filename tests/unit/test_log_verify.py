@@ -93,7 +93,7 @@ DAMAGE: dict[str, tuple[Callable[[Rows], Rows], Position, str, str]] = {
         "not the prediction",
     ),
     "no prediction": (lambda r: [{**r[0], "prediction": []}, *r[1:]], Position(1, 0), "a", "the prediction is missing"),
-    "staleness": (lambda r: [flip(r[0], "staleness"), *r[1:]], Position(1, 0), "a", "the hash chain breaks"),
+    "staleness": (lambda r: [flip(r[0], "staleness"), *r[1:]], Position(1, 0), "a", "the staleness is not"),
     "received at": (lambda r: [flip(r[0], "received_at"), *r[1:]], Position(1, 0), "a", "the hash chain breaks"),
     "wait": (lambda r: [flip(r[0], "wait_us"), *r[1:]], Position(1, 0), "a", "the hash chain breaks"),
     "bytes": (lambda r: [flip(r[0], "bytes"), *r[1:]], Position(1, 0), "a", "the hash chain breaks"),
