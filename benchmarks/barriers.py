@@ -88,7 +88,7 @@ def without_log(experiment: Path, run_dir: Path, address: str) -> None:
     class Forgetful:
         """Says that it is durable, as the real one does: from another turn, many at a time."""
 
-        chain, resumed = b"", 0
+        chain, resumed, members = b"", 0, ()
 
         def __init__(self, _run: Path, _experiment: Any, on_durable: Any, _on_error: Any) -> None:
             self._on_durable, self._loop, self._index = on_durable, asyncio.get_running_loop(), -1

@@ -199,18 +199,19 @@ async def _answer(handler: Any, request: Any, context: Any) -> None:
 
 
 class _Entering:
-    """A stream's context until it has joined; from then on, that context's own methods."""
+    """A stream's context, for which every join must be in the caller's name: each channel begins with one."""
 
     def __init__(self, context: Any, caller: str | None, waiting: Room) -> None:
         self._context, self._caller, self._waiting = context, caller, waiting
+        self._joined = False
         self.write, self.abort, self.peer = context.write, context.abort, context.peer
 
     async def read(self) -> Any:
         """The next message; a join must be in the caller's name."""
-        message = await self._waiting.hold(self._context.read())
+        message = await (self._context.read() if self._joined else self._waiting.hold(self._context.read()))
         if isinstance(message, pb.PeerMessage) and message.HasField("join"):
             check_join(self._caller, message.join)
-            self.read = self._context.read
+            self._joined = True
         return message
 
 

@@ -72,16 +72,15 @@ class _Stream:
         self.ended = False
         self.error: EntangledError | None = None
         self.sent_at = time.monotonic()
-        self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._idle: asyncio.Future[None] | None = None
         self._sent = asyncio.Event()
 
     def send(self, message: pb.CoordinatorMessage) -> None:
-        last = self.outgoing[-1] if self.outgoing else None
-        if last is not None and last.HasField("durable") and message.HasField("durable"):
-            if last.channel == message.channel:
-                self.outgoing.pop()  # the later one says as much and more
+        if message.HasField("durable") and self.outgoing and _repeats(self.outgoing[-1], message):
+            self.outgoing.pop()  # the later one says as much and more
         self.outgoing.append(message)
-        self._wake.set()
+        self._wake()
 
     async def until_read(self) -> None:
         """Return when what waits to be sent is not too much."""
@@ -93,8 +92,12 @@ class _Stream:
 
     def end(self, error: EntangledError | None = None) -> None:
         self.ended, self.error = True, self.error or error
-        self._wake.set()
+        self._wake()
         self._sent.set()
+
+    def _wake(self) -> None:
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
     async def write(self, context: Any) -> None:
         """Send until ended."""
@@ -105,8 +108,8 @@ class _Stream:
                 self._sent.set()
             if self.ended:
                 return
-            self._wake.clear()
-            await self._wake.wait()
+            self._idle = self._loop.create_future()
+            await self._idle
 
 
 class CoordinatorService(CoordinatorServicer):
@@ -364,6 +367,10 @@ class CoordinatorService(CoordinatorServicer):
             self.over.set_result(error)
         for stream, _ in self._connections.values():
             stream.end(error)
+
+
+def _repeats(before: pb.CoordinatorMessage, message: pb.CoordinatorMessage) -> bool:
+    return before.HasField("durable") and before.channel == message.channel
 
 
 def _on(channel: int, message: pb.CoordinatorMessage) -> pb.CoordinatorMessage:

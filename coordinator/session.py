@@ -53,7 +53,7 @@ from entangled.errors import (
     RunFailedError,
 )
 from entangled.experiment import MAX_LOOKAHEAD, Experiment
-from entangled.schedule import weight_at
+from entangled.schedule import Constant, weight_at
 
 REMEMBERED = 64
 """Complete exchanges that are kept in memory, to answer a peer that lost its connection before the answer came; older
@@ -120,6 +120,7 @@ class Session:
         self._pending: dict[int, dict[str, Arrival]] = {}
         self._recent: dict[int, Exchange] = {}
         self._orders: dict[int, SampleIds] = {}
+        self._epoch_weight = -1, 0.0
         self._batches: dict[int, tuple[SampleIds, bytes]] = {}
         self._progressed_at = now
         if restored is not None:
@@ -555,8 +556,12 @@ class Session:
         return layout.index(answer.position)
 
     def _weight(self, position: Position) -> float:
-        layout, _ = self._run()
-        return float(np.float32(weight_at(self.experiment.exchange.weight, position, layout)))
+        schedule, (layout, _) = self.experiment.exchange.weight, self._run()
+        if isinstance(schedule, Constant) or schedule.per == "step":
+            return float(np.float32(weight_at(schedule, position, layout)))
+        if self._epoch_weight[0] != position.epoch:
+            self._epoch_weight = position.epoch, float(np.float32(weight_at(schedule, position, layout)))
+        return self._epoch_weight[1]
 
 
 def hiding(step_us: int, round_trip_us: int) -> int:
