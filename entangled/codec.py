@@ -55,7 +55,8 @@ class SoftTarget(NamedTuple):
 def refuse_unknown(message: Message) -> None:
     """Raise ProtocolError if `message` or the message set in it has fields that this version does not know."""
     if isinstance(message, pb.PeerMessage) and message.HasField("prediction"):  # by far the most, and flat
-        if not len(UnknownFieldSet(message)) and not len(UnknownFieldSet(message.prediction)):
+        known = not len(UnknownFieldSet(message)) and not len(UnknownFieldSet(message.prediction))
+        if known:
             return
     for part in [message, *(value for field, value in message.ListFields() if _is_single_message(field))]:
         unknown = UnknownFieldSet(part)

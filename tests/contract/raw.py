@@ -40,6 +40,12 @@ def join(peer: str, instance: str = "", fingerprint: Fingerprint | None = None, 
     )
 
 
+def on(channel: int, message: pb.PeerMessage):
+    """The message on a channel of its stream."""
+    message.channel = channel
+    return message
+
+
 def predict(experiment: Experiment, peer: str, index: int, seed: int = 0):
     """The right prediction for the batch at `index`: the right samples, and a distribution."""
     position, ids = batch(experiment, index)
@@ -97,6 +103,12 @@ class RawPeer:
     def leaves(self, experiment: Experiment) -> None:
         """Send the last metrics and say goodbye; returns when the coordinator has ended the stream with OK."""
         self.send(final(experiment), pb.PeerMessage(leave=pb.Leave()))
+        self.received += self._call
+        self._channel.close()
+
+    def leaves_on(self, channel: int, experiment: Experiment) -> None:
+        """`leaves`, on a channel, which must be the stream's last."""
+        self.send(on(channel, final(experiment)), on(channel, pb.PeerMessage(leave=pb.Leave())))
         self.received += self._call
         self._channel.close()
 

@@ -24,7 +24,7 @@ from entangled.v1 import exchange_pb2 as pb
 from entangled.v1.exchange_pb2_grpc import CoordinatorStub
 from tests.contract.conftest import Coordinate
 from tests.contract.processes import DEADLINE, LiveCoordinator
-from tests.contract.raw import join
+from tests.contract.raw import join, on
 from tests.support import data, experiment
 
 WAIT: dict[str, Any] = {"timeout": DEADLINE, "wait_for_ready": True}
@@ -119,7 +119,10 @@ def test_no_peer_speaks_as_another(coordinate: Coordinate, lock_of: LockOf, show
         assert refusal.message.startswith(f"{name} may not speak as a")
         assert (refusal.expected, refusal.got) == (name, "a")
         assert raw.received == []
-    assert live.raw(shown_by(kind, "a")).joins("a").complete == 0
+    a = live.raw(shown_by(kind, "a"))
+    assert a.joins("a").complete == 0
+    a.send(on(1, join("b")))
+    assert str(a.refused()).startswith("a may not speak as b")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,7 +21,7 @@ from entangled.v1 import exchange_pb2 as pb
 from entangled.v1.exchange_pb2_grpc import CoordinatorStub
 from tests.contract.conftest import Coordinate
 from tests.contract.processes import DEADLINE, LiveCoordinator
-from tests.contract.raw import RawPeer, join, predict
+from tests.contract.raw import RawPeer, final, join, on, predict
 from tests.support import SAMPLES, experiment, prediction
 
 SERVICE = "entangled.v1.Coordinator"
@@ -115,6 +115,31 @@ def test_who_watches_a_run_that_fails_is_told_why(stub: Any, live: LiveCoordinat
     assert last.finished
     assert last.failure == "peer a failed: no memory left"
     assert str(live.ended()) == "peer a failed: no memory left"
+
+
+def test_one_stream_carries_several_peers(live: LiveCoordinator, settings: Experiment) -> None:
+    raw = live.raw()
+    raw.send(on(1, join("a")), on(7, join("b")))
+    positions = settings.layout(SAMPLES).positions
+    for index in range(positions):
+        raw.send(on(7, predict(settings, "b", index)), on(1, predict(settings, "a", index)))
+    raw.send(on(1, final(settings)), on(1, pb.PeerMessage(leave=pb.Leave())))
+    raw.leaves_on(7, settings)
+    for channel, other in ((1, "b"), (7, "a")):
+        mine = [message for message in raw.received if message.channel == channel]
+        assert mine[0].WhichOneof("kind") == "welcome"
+        targets = [m.soft_target for m in mine if m.WhichOneof("kind") == "soft_target"]
+        assert [t.probabilities for t in targets] == [
+            predict(settings, other, index).prediction.probabilities for index in range(positions)
+        ]
+    assert {message.channel for message in raw.received} == {1, 7}
+    assert live.ended() is None
+
+
+def test_a_stream_has_no_more_channels_than_there_are_peers(live: LiveCoordinator) -> None:
+    raw = live.raw()
+    raw.send(on(1, join("a")), on(2, join("b")), on(3, join("a", "another")))
+    assert "a stream has more peers than the experiment" in str(raw.refused())
 
 
 def test_health_is_served_for_probes(live: LiveCoordinator) -> None:

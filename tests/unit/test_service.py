@@ -158,7 +158,7 @@ def test_guarantee_7_from_who_does_not_read_no_more_is_read(tmp_path: Path, monk
             asked = greedy.asked
             for _ in range(20):
                 await asyncio.sleep(0)
-        (connection,) = service._connections.values()
+        ((connection, _),) = service._connections.values()
         assert QUEUED < len(connection.outgoing) < 250
         greedy.release.set()
         while greedy.asked < 2 * asked:  # who reads again is heard again
