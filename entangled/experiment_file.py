@@ -14,6 +14,9 @@ from entangled import experiment
 from entangled.errors import ExperimentError
 from entangled.experiment import Experiment
 
+PLACEMENT = "placement.toml"
+"""In a run's folder: where its roles run on a cluster. May be changed before the run goes on."""
+
 
 def shipped() -> dict[str, str]:
     """The shipped experiments' texts by name."""
@@ -45,6 +48,16 @@ def load(name: str, overrides: Iterable[str] = ()) -> Experiment:
             raise ExperimentError(f"no experiment `{name}`: give a .toml file, or one of: {', '.join(sorted(known))}")
         text = known[name]
     return loads(text, where=name, overrides=overrides)
+
+
+def load_run(folder: Path) -> Experiment:
+    """The experiment of the run in `folder`, with where its roles run on a cluster; raises as `load` does."""
+    try:
+        text = (folder / "experiment.toml").read_text("utf-8")
+    except OSError as error:
+        raise ExperimentError(f"cannot read {folder / 'experiment.toml'}: {error.strerror}") from None
+    placement = folder / PLACEMENT
+    return loads(text + (placement.read_text("utf-8") if placement.exists() else ""), where=str(folder))
 
 
 def loads(text: str, where: str, overrides: Iterable[str] = ()) -> Experiment:

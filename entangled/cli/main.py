@@ -64,6 +64,12 @@ def run(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the interrupted run in this folder.", metavar="RUN")
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            help="Run it on a Ray cluster instead: `ray` for the one here, or ray://HOST:PORT.", metavar="RAY"
+        ),
+    ] = None,
 ) -> None:
     """Run an experiment on this machine: a coordinator and every peer, each in its own process.
 
@@ -76,7 +82,7 @@ def run(
     if resume is not None:
         if overrides or run_dir:
             raise EntangledError("--resume goes on with a run as it is: give neither --set nor --run-dir with it")
-        settings, folder = experiment_file.load(str(resume / "experiment.toml")), resume
+        settings, folder = experiment_file.load_run(resume), resume
         if (resume / "summary.json").exists():
             typer.echo(f"{resume} is finished: there is nothing to go on with")
             return
@@ -87,15 +93,18 @@ def run(
     from rich.console import Console
 
     from entangled.cli.progress import Progress
-    from entangled.launch import local
+    from entangled.launch import local, on_ray
 
     console = Console()
     console.print(f"{settings.name}: {', '.join(settings.peer_names)}, {settings.epochs} epochs → {folder}")
     try:
         with Progress(settings, console) as progress:
-            local.run(settings, folder, progress, console.print, resume=resume is not None)
+            if on is None:
+                local.run(settings, folder, progress, console.print, resume=resume is not None)
+            else:
+                on_ray.run(settings, folder, on, progress, console.print, resume=resume is not None)
     except KeyboardInterrupt:
-        typer.echo(f"stopped; to go on: entangled run --resume {folder}", err=True)
+        typer.echo(f"stopped; to go on: entangled run --resume {folder}{f' --on {on}' if on else ''}", err=True)
         raise typer.Exit(1) from None
     _print_summary(console, json.loads((folder / "summary.json").read_text("utf-8")))
     console.print(f"run folder: {folder}", soft_wrap=True)

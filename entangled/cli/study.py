@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,7 @@ from entangled.errors import EntangledError
 
 if TYPE_CHECKING:
     from entangled.comparison import Setting
+    from entangled.experiment import Experiment
 
 METRICS = ("test_accuracy", "test_loss", "agreement")
 Metric = Annotated[
@@ -33,7 +36,12 @@ def study(
     run_dir: Annotated[
         Path | None, typer.Option(help="The study's folder [default: runs/NAME-study]", show_default=False)
     ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once [default: what this machine holds]")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once [default: what this machine, or the cluster, holds]")
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option(help="Run them on a Ray cluster, as `entangled run --on` does.", metavar="RAY")
+    ] = None,
     metric: Metric = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -52,7 +60,8 @@ def study(
     cells = launch.plan(experiment, overrides or [], [launch.axis(text) for text in vary or []], seeds, folder)
     failure: EntangledError | None = None
     try:
-        launch.perform(cells, jobs or launch.jobs(first), lambda line: typer.echo(line, err=True))
+        with _cluster(on, first) as room:
+            launch.perform(cells, jobs or room or launch.jobs(first), lambda line: typer.echo(line, err=True), on)
     except EntangledError as error:
         failure = error
     runs = [(cell.label, cell.seed, cell.folder) for cell in cells if cell.finished]
@@ -60,6 +69,23 @@ def study(
         report(launch.settings(runs), metric or ["test_accuracy"], as_json, folder)
     if failure is not None:
         raise failure
+
+
+@contextlib.contextmanager
+def _cluster(on: str | None, experiment: Experiment) -> Generator[int | None]:
+    """Hold a cluster for all runs, where they are to run on one; how many of them it holds at once."""
+    if on is None:
+        yield None
+        return
+    from entangled.launch import ray_cluster
+
+    ray = ray_cluster.connect(on, experiment)
+    if on == "ray":  # also where it was begun just now: every run takes part in this one
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    try:
+        yield ray_cluster.runs_at_once(ray, experiment)
+    finally:
+        ray.shutdown()
 
 
 def compare(

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import grpc
 
 from entangled import atomic
+from entangled.credentials import NOTHING, Credentials
 from entangled.errors import RunFailedError
 from entangled.experiment import Experiment
 from entangled.experiment_file import dumps
@@ -56,7 +57,7 @@ def run(
         )
     atomic.private_folder(folder)
     roles: list[Role] = []
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     with tempfile.TemporaryDirectory(prefix="entangled-") as sockets:
         try:
             source = Path(sockets) / "experiment.toml"
@@ -67,7 +68,7 @@ def run(
             for name in experiment.peer_names:
                 train = ["peer", name, "--coordinator", address, "--run-dir", str(folder)]
                 roles.append(Role(f"peer {name}", train, folder / "peers" / name / "peer.log"))
-            watch = _Watch(address, observe)
+            watch = Watch(address, observe)
             supervise(roles, watch, say)
             watch.join()
         finally:
@@ -77,7 +78,8 @@ def run(
             signal.signal(signal.SIGTERM, previous)
 
 
-def _interrupt(*_: object) -> None:
+def interrupt(*_: object) -> None:
+    """A handler that makes of another signal what Ctrl-C is."""
     raise KeyboardInterrupt
 
 
@@ -117,12 +119,12 @@ def _failed(roles: list[Role]) -> list[Role]:
     return [role for role, code in codes if code > 0 or (code < 0 and role.restarts >= RESTARTS)]
 
 
-class _Watch:
+class Watch:
     """Follows the coordinator's Watch on a thread, also when it was away."""
 
-    def __init__(self, address: str, observe: Observer) -> None:
+    def __init__(self, address: str, observe: Observer, shown: Credentials = NOTHING) -> None:
         self.complete = 0
-        self._address = address
+        self._address, self._shown = address, shown
         self._observe = observe
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
@@ -132,12 +134,13 @@ class _Watch:
         self._thread.join(1)
 
     def _follow(self) -> None:
-        with grpc.insecure_channel(self._address, options=[("grpc.max_reconnect_backoff_ms", 1000)]) as channel:
+        options = [("grpc.max_reconnect_backoff_ms", 1000)]
+        with self._shown.blocking_channel(self._address, options) as channel:
             stub: Any = CoordinatorStub(channel)
             finished = False
             while not finished:
                 try:
-                    for activity in stub.Watch(pb.WatchRequest(), wait_for_ready=True):
+                    for activity in stub.Watch(pb.WatchRequest(), wait_for_ready=True, metadata=self._shown.metadata):
                         self.complete, finished = activity.complete, activity.finished
                         self._observe(activity)
                 except grpc.RpcError:

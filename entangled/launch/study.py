@@ -116,13 +116,14 @@ def jobs(experiment: Experiment) -> int:
     return max(1, min(cpus // peers, int(memory * 0.8) // (PEER_BYTES * peers)))
 
 
-def perform(cells: Sequence[Cell], at_once: int, say: Callable[[str], None]) -> None:
+def perform(cells: Sequence[Cell], at_once: int, say: Callable[[str], None], on: str | None = None) -> None:
     """Do what is not done: begin runs, and go on with those that were cut off.
 
     Args:
         cells: all of the study's.
         at_once: how many runs.
         say: is told of each run that has ended.
+        on: the Ray cluster on which they run, as of `entangled run --on`; None is this machine.
 
     Raises:
         EntangledError: a run's folder is of another experiment than this study's.
@@ -133,7 +134,7 @@ def perform(cells: Sequence[Cell], at_once: int, say: Callable[[str], None]) -> 
     failed: list[str] = []
     waiting = [cell for cell in cells if not cell.finished]
     with ThreadPoolExecutor(at_once) as pool:
-        for cell, why in zip(waiting, pool.map(_run, waiting), strict=True):
+        for cell, why in zip(waiting, pool.map(lambda cell: _run(cell, on), waiting), strict=True):
             left = sum(not c.finished for c in cells)
             say(f"{cell.folder}: {why or 'done'}, {left} of {len(cells)} runs left")
             if why:
@@ -144,11 +145,11 @@ def perform(cells: Sequence[Cell], at_once: int, say: Callable[[str], None]) -> 
 
 def _check(cell: Cell) -> None:
     written = cell.folder / "experiment.toml"
-    if written.exists() and experiment_file.load(str(written)) != cell.experiment:
+    if written.exists() and written.read_text("utf-8") != experiment_file.dumps(cell.experiment):
         raise EntangledError(f"{cell.folder} holds a run of another experiment: choose another --run-dir")
 
 
-def _run(cell: Cell) -> str:
+def _run(cell: Cell, on: str | None) -> str:
     """Run one cell in a process of its own; why it failed, or nothing."""
     command = [sys.executable, "-c", "from entangled.cli.main import main; main()", "run"]
     if (cell.folder / "experiment.toml").exists():
@@ -158,8 +159,11 @@ def _run(cell: Cell) -> str:
             shutil.rmtree(cell.folder)
         source = cell.folder.with_suffix(".toml")
         source.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write(source, lambda file: file.write_text(experiment_file.dumps(cell.experiment), "utf-8"))
+        text = experiment_file.dumps(cell.experiment) + experiment_file.dumps_placement(cell.experiment)
+        atomic.write(source, lambda file: file.write_text(text, "utf-8"))
         command += [str(source), "--run-dir", str(cell.folder)]
+    if on is not None:
+        command += ["--on", on]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return ""
