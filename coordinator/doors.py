@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -153,7 +154,8 @@ class Doorkeeper(grpc.aio.ServerInterceptor):
     def _guarded(self, handler: Any, method: str) -> Callable[[Any, Any], Awaitable[None]]:
         """`handler` behind the door. On the wire every kind of call is a stream in each direction."""
         waiting = self._lobby.waiting
-        room = self._lobby.watchers if method == SERVICE + "Watch" else self._lobby.answers
+        rooms = {"Watch": self._lobby.watchers, "GetSampleOrder": self._lobby.orders}
+        room = rooms.get(method.removeprefix(SERVICE), self._lobby.answers)
 
         async def handle(requests: Any, context: Any) -> None:
             try:
@@ -161,8 +163,8 @@ class Doorkeeper(grpc.aio.ServerInterceptor):
                 if handler.stream_stream is not None:
                     await handler.stream_stream(requests, _Entering(context, caller, waiting))
                     return
-                request = await waiting.hold(_request(context))
-                await room.hold(_answer(handler, request, context))
+                request = await waiting.hold(_request(context), _host(context))
+                await room.hold(_answer(handler, request, context), _host(context))
             except EntangledError as error:
                 log.warning("refused %s: %s", context.peer(), error)
                 await _abort(context, error)
@@ -176,6 +178,11 @@ class Doorkeeper(grpc.aio.ServerInterceptor):
                 "no such peer in this experiment", expected=" or ".join((*self._peers, OPERATOR)), got=caller
             )
         return caller
+
+
+def _host(context: Any) -> str:
+    """Of the caller, without its port."""
+    return context.peer().rpartition(":")[0]
 
 
 async def _request(context: Any) -> Any:
@@ -208,7 +215,8 @@ class _Entering:
 
     async def read(self) -> Any:
         """The next message; a join must be in the caller's name."""
-        message = await (self._context.read() if self._joined else self._waiting.hold(self._context.read()))
+        reading = self._context.read()
+        message = await (reading if self._joined else self._waiting.hold(reading, _host(self._context)))
         if isinstance(message, pb.PeerMessage) and message.HasField("join"):
             check_join(self._caller, message.join)
             self._joined = True
@@ -240,4 +248,9 @@ def check_name(caller: str, peer: str) -> None:
 
 async def _abort(context: Any, error: EntangledError) -> None:
     code, details, trailing = to_status(error)
-    await context.abort(code, details, trailing)
+    try:
+        await context.abort(code, details, trailing)
+    except grpc.aio.AbortError:
+        raise
+    except Exception:  # nothing can be said to a caller that has not taken in what was said before
+        raise asyncio.CancelledError from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -19,8 +20,8 @@ FIRST_SECONDS = 60.0
 ANSWER_SECONDS = 60.0
 """To take an experiment or an epoch's order in."""
 
-ANSWERS, WATCHERS = 64, 64
-"""At once. When one more comes, the one that has been there longest has to go; it may come again."""
+ANSWERS, ORDERS, WATCHERS = 64, 8, 64
+"""At once, and one more order for each peer: each that is being read keeps an epoch's order in memory."""
 
 CONNECTIONS, STREAMS = 256, 64
 """Connections at once where there are few peers, and calls on each."""
@@ -35,6 +36,9 @@ SMALL_BYTES = 64 * 1024
 class Room:
     """Waits for others' work, a bounded number at once.
 
+    When one more comes, one has to go, which may come again: of the host that has most here, the one that has been here
+    longest. Were it the newest, whoever holds the places would keep everybody out.
+
     Args:
         places: how many.
         seconds: for how long each; None for as long as it takes.
@@ -45,15 +49,15 @@ class Room:
         self._places = places
         self._seconds = seconds
         self._what = what
-        self._inside: dict[asyncio.Task[Any], None] = {}
-        """In the order in which they came."""
+        self._inside: dict[asyncio.Task[Any], str] = {}
+        """Each with its host, in the order in which they came."""
 
     def __len__(self) -> int:
         """How many are inside."""
         return len(self._inside)
 
-    async def hold(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do `work`.
+    async def hold(self, work: Coroutine[Any, Any, T], host: str) -> T:
+        """Do `work` for somebody from `host`.
 
         Raises:
             UnreachableError: it took too long, or had to make place for somebody who came later. Whoever it was may
@@ -61,9 +65,10 @@ class Room:
         """
         task = asyncio.ensure_future(work)
         task.add_done_callback(_retrieve)
-        self._inside[task] = None
+        self._inside[task] = host
         if len(self._inside) > self._places:
-            longest = next(iter(self._inside))
+            ((most, _),) = Counter(self._inside.values()).most_common(1)
+            longest = next(inside for inside, of in self._inside.items() if of == most)
             del self._inside[longest]
             longest.cancel()
         try:
@@ -93,7 +98,8 @@ class Lobby:
 
     def __init__(self, peers: int) -> None:
         self.waiting = Room(16 + 2 * peers, FIRST_SECONDS, "hear the first message")
-        self.answers = Room(ANSWERS + 2 * peers, ANSWER_SECONDS, "give an answer")
+        self.answers = Room(ANSWERS + peers, ANSWER_SECONDS, "give an answer")
+        self.orders = Room(ORDERS + peers, ANSWER_SECONDS, "give an epoch's order")
         self.watchers = Room(WATCHERS, None, "watch")
 
 

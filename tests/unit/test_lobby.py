@@ -22,9 +22,9 @@ def test_a_room_gives_what_the_work_gives_and_raises_what_it_raises() -> None:
 
     async def go() -> None:
         room = Room(2, 30.0, "work")
-        assert await room.hold(work()) == 3
+        assert await room.hold(work(), "") == 3
         with pytest.raises(LookupError):
-            await room.hold(failing())
+            await room.hold(failing(), "")
         assert len(room) == 0
 
     asyncio.run(go())
@@ -33,7 +33,7 @@ def test_a_room_gives_what_the_work_gives_and_raises_what_it_raises() -> None:
 def test_who_has_been_there_longest_makes_place_and_may_try_again() -> None:
     async def go() -> list[object]:
         room, wait = Room(2, 30.0, "do that"), asyncio.Event()
-        tasks = [asyncio.create_task(room.hold(_until(wait))) for _ in range(5)]
+        tasks = [asyncio.create_task(room.hold(_until(wait), "")) for _ in range(5)]
         while sum(task.done() for task in tasks) < 3:
             await asyncio.sleep(0)
         assert len(room) == 2
@@ -47,6 +47,20 @@ def test_who_has_been_there_longest_makes_place_and_may_try_again() -> None:
         assert str(error) == "the coordinator is busy: too many callers do that"
 
 
+def test_a_host_with_many_callers_makes_place_and_not_the_others() -> None:
+    async def go() -> list[object]:
+        room, wait = Room(3, 30.0, "do that"), asyncio.Event()
+        tasks = [asyncio.create_task(room.hold(_until(wait), host)) for host in ("honest", *["stranger"] * 6, "other")]
+        while sum(task.done() for task in tasks) < 5:
+            await asyncio.sleep(0)
+        wait.set()
+        return list(await asyncio.gather(*tasks, return_exceptions=True))
+
+    first, *strangers, last = asyncio.run(go())
+    assert (first, last) == ("done", "done")
+    assert sum(isinstance(error, UnreachableError) for error in strangers) == 5
+
+
 async def _until(event: asyncio.Event) -> str:
     await event.wait()
     return "done"
@@ -56,7 +70,7 @@ def test_nobody_waits_for_ever() -> None:
     async def go() -> None:
         room = Room(2, 0.01, "hear the first message")
         with pytest.raises(UnreachableError, match=r"has waited 0\.01 s to hear the first message"):
-            await room.hold(_until(asyncio.Event()))
+            await room.hold(_until(asyncio.Event()), "")
         assert len(room) == 0
 
     asyncio.run(go())
@@ -65,7 +79,7 @@ def test_nobody_waits_for_ever() -> None:
 def test_who_hangs_up_leaves_the_room() -> None:
     async def go() -> None:
         room = Room(2, 30.0, "work")
-        task = asyncio.create_task(room.hold(_until(asyncio.Event())))
+        task = asyncio.create_task(room.hold(_until(asyncio.Event()), ""))
         while len(room) == 0:
             await asyncio.sleep(0)
         task.cancel()
