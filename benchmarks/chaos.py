@@ -3,8 +3,12 @@
     python -m benchmarks.chaos [--minutes 5] [--seed 0]
 
 A small experiment is run once undisturbed. Then it is run again and again, while the coordinator, a peer, or everything
-at once is killed with SIGKILL at random moments; a run whose every process died is resumed. Every run must end, and its
-every exchanged prediction and final weight must equal the undisturbed run's to the bit.
+at once is killed with SIGKILL at random moments; a run whose every process died is resumed. Every run must end. In turn
+
+- the peers wait for each other: every exchanged prediction and final weight must equal the undisturbed run's, to the
+  bit;
+- they go on without whoever is away for half a second: the log must be without fault, and every peer's replay from it
+  must give its every prediction and final weight, to the bit.
 """
 
 from __future__ import annotations
@@ -27,13 +31,22 @@ import typer
 from entangled.exchange_log import read
 
 EXPERIMENT = ["smoke", "--set=epochs=20", "--set=exchange.data=mnist[:2000]", "--set=batch_size=16"]
+CONTINUE = ["--set=exchange.on_missing=continue", "--set=exchange.missing_after=0.5"]
 PEERS = ("cnn", "mlp")
+ENTANGLED = [sys.executable, "-c", "from entangled.cli.main import main; main()"]
 
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
     """Start `entangled run`."""
-    command = [sys.executable, "-c", "from entangled.cli.main import main; main()", "run", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    return subprocess.Popen([*ENTANGLED, "run", *arguments], stdout=subprocess.DEVNULL)
+
+
+def entangled(*arguments: str) -> str:
+    """What a command prints; SystemExit if it fails."""
+    done = subprocess.run([*ENTANGLED, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"FAILED: entangled {' '.join(arguments)}: {done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def roles(run: Path) -> dict[int, str]:
@@ -49,9 +62,9 @@ def roles(run: Path) -> dict[int, str]:
     return found
 
 
-def disturbed(run: Path, chance: random.Random, kills: Counter[str]) -> None:
-    """Run the experiment in `run` to its end, killing."""
-    process = start(*EXPERIMENT, "--run-dir", str(run))
+def disturbed(run: Path, chance: random.Random, kills: Counter[str], *settings: str) -> None:
+    """Run the experiment under `settings` in `run` to its end, killing."""
+    process = start(*EXPERIMENT, *settings, "--run-dir", str(run))
     while process.poll() is None:
         wait_until = time.monotonic() + chance.uniform(2.0, 12.0)
         while time.monotonic() < wait_until and process.poll() is None:
@@ -93,24 +106,42 @@ def compare(one: Path, other: Path) -> int:
     return rows // len(PEERS)
 
 
+def replay(run: Path, folder: Path) -> tuple[int, int]:
+    """The exchanges of a run that is its own replay, to the bit, and those of them in which somebody was missing."""
+    verdict = json.loads(entangled("log", "verify", str(run), "--json"))
+    for name in PEERS:
+        if not (run / "peers" / name / "final.keras").exists():
+            continue  # it was missing to the end
+        said = entangled("replay", str(run), name, "--run-dir", str(folder / f"{run.name}-{name}"))
+        if said.count("to the bit") != 2:
+            raise SystemExit(f"FAILED: the replay of {name} of {run}: {said}")
+    return verdict["exchanges"], verdict["not_by_all"]
+
+
 def main(
     minutes: Annotated[float, typer.Option(help="How long to go on beginning new runs.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Of the moments and the victims.")] = 0,
 ) -> None:
     """Kill at random, check, and print how much was survived."""
-    chance, kills, runs, exchanges = random.Random(seed), Counter[str](), 0, 0
+    chance, kills, found = random.Random(seed), Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         undisturbed = Path(folder) / "undisturbed"
         if start(*EXPERIMENT, "--run-dir", str(undisturbed)).wait() != 0:
             raise SystemExit("FAILED: the undisturbed run")
         end = time.monotonic() + 60 * minutes
         while time.monotonic() < end:
-            run = Path(folder) / f"run{runs}"
-            disturbed(run, chance, kills)
-            exchanges += compare(undisturbed, run)
-            runs += 1
-            print(f"run {runs}: equal to the bit; kills so far: {dict(kills)}", flush=True)
-    print(json.dumps({"runs": runs, "kills": kills.total(), "by_kind": dict(kills), "exchanges_equal": exchanges}))
+            run = Path(folder) / f"run{found['runs']}"
+            if found["runs"] % 2 == 0:
+                disturbed(run, chance, kills)
+                found["exchanges_equal"] += compare(undisturbed, run)
+            else:
+                disturbed(run, chance, kills, *CONTINUE)
+                exchanges, without = replay(run, Path(folder))
+                found["exchanges_replayed"] += exchanges
+                found["without_somebody"] += without
+            found["runs"] += 1
+            print(f"run {found['runs']}: equal to the bit; kills so far: {dict(kills)}", flush=True)
+    print(json.dumps({**found, "kills": kills.total(), "by_kind": kills}))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ def coordinator(
 
         entangled coordinator mnist --listen 0.0.0.0:50051 --certs certs/coordinator --run-dir runs/x
     """
-    process.main(lambda: _serve(experiment, run_dir, listen, overrides or [], certs, tokens, insecure))
+    process.main(
+        lambda: _serve(experiment, run_dir, listen, overrides or [], certs, tokens, insecure), "entangled coordinator"
+    )
 
 
 def _serve(

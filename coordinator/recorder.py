@@ -53,7 +53,7 @@ class Recorder:
         self._keeps = experiment.exchange.keeps
         self._experiment = experiment
         # Who waits for the disk at every exchange does not wait for more of them.
-        self._gather = GATHER_SECONDS if experiment.exchange.on_missing == "wait" else 0.0
+        self._gather = 0.0 if experiment.exchange.continues else GATHER_SECONDS
         self._on_durable = on_durable
         self._on_error = on_error
         self._failed = False

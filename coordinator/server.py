@@ -21,7 +21,7 @@ from coordinator.recorder import Recorder
 from coordinator.run_folder import RunFolder
 from coordinator.service import CoordinatorService
 from coordinator.session import Session
-from entangled import atomic, codec, process
+from entangled import atomic, codec, faults, process
 from entangled.alignment import Position
 from entangled.distribution import STATISTICS
 from entangled.errors import EntangledError, LogError, RunFailedError
@@ -75,6 +75,7 @@ async def serve(experiment: Experiment, listen: str, run: Path, lock: Lock | Non
     recorder = Recorder(run, experiment, durable, disk_failed)
     session = Session(experiment, time.monotonic(), folder.restored(recorder.resumed, recorder.members))
     service = CoordinatorService(session, toml, folder, recorder.add, recorder.thin)
+    faults.point("coordinator", "before serving")
     server = await _start(service, listen, lock or Lock())
     log.info("coordinating %s for %s on %s", experiment.name, ", ".join(experiment.peer_names), listen)
     if session.complete:
@@ -95,8 +96,10 @@ async def serve(experiment: Experiment, listen: str, run: Path, lock: Lock | Non
             if not stopped:  # a peer that missed why its stream ended asks again
                 await asyncio.sleep(FAREWELL_SECONDS)
             raise error
+        faults.point("coordinator", "before summary")
         if not folder.finished:
             atomic.write_json(run / "summary.json", _summary(session, recorder, folder))
+        faults.point("coordinator", "after summary")
         log.info("done: %s", run / "summary.json")
     finally:
         ticking.cancel()

@@ -271,6 +271,8 @@ class CoordinatorService(CoordinatorServicer):
         while not stream.ended and (message := await _next(context)) is not grpc.aio.EOF:
             codec.refuse_unknown(message)
             connection = stream.connections.get(message.channel) or self._open(stream, message.channel)
+            if message.WhichOneof("kind") == "heartbeat" and self.session.has_joined(connection):
+                continue
             event = _event(connection, message, self._encoding)
             self._handle(event)
             if isinstance(event, Left):
@@ -319,6 +321,7 @@ class CoordinatorService(CoordinatorServicer):
                 self._tell(pb.CoordinatorMessage(lookahead=pb.Lookahead(batches=lookahead)))
             case Started(fingerprint):
                 self._folder.started(fingerprint)
+                faults.point("coordinator", "after start")
             case Departed(peer, values):
                 self._folder.departed(peer, values)
                 faults.point("coordinator", "after goodbye")

@@ -276,7 +276,7 @@ class Session:
         self.weight = self._weight(Position(0, 0))
         size = len(self.members) * self.layout.rows(0) * data.classes * np.dtype(np.float32).itemsize
         self._window = max(8, min(WINDOW, WINDOW_BYTES // size))
-        if self.experiment.exchange.on_missing == "continue":
+        if self.experiment.exchange.continues:
             # Who took part is decided once: on disk before anybody trains on it, for those who are left after a crash
             # may be others.
             self._window = 0

@@ -24,6 +24,14 @@ def write(path: Path, content: Callable[[Path], object], suffix: str | None = No
     sync(path.parent)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those that it is in, so that a power cut cannot take it away with what is in it."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in new:
+        sync(folder.parent)
+
+
 def temporary_for(path: Path, suffix: str | None = None) -> Path:
     """Where a file that is to become `path` is written."""
     return path.with_name(f".tmp-{path.name}{suffix or ''}")
@@ -56,5 +64,7 @@ def write_secret(path: Path, content: bytes) -> None:
 
 def private_folder(path: Path) -> None:
     """Make a folder that only this user may look into (mode 0700); one that is there stays as it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
+    make_folder(path.parent)
+    if not path.exists():
+        path.mkdir(mode=0o700, exist_ok=True)
+        sync(path.parent)

@@ -140,6 +140,11 @@ class Exchange(_Settings):
         return self.log == "full" or (self.log_every is not None and index % self.log_every == 0)
 
     @property
+    def continues(self) -> bool:
+        """Whether exchanges go on without peers that stay away."""
+        return self.on_missing == "continue"
+
+    @property
     def least(self) -> int:
         """How many peers an exchange needs where not all are needed."""
         return self.min_peers or 1

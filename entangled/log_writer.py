@@ -52,7 +52,7 @@ class Writer:
         Raises:
             LogError: a finished part of the log that is there cannot be read.
         """
-        folder(run).mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(folder(run))
         self._run = run
         self._chain = start
         self.resumed = 0
@@ -113,6 +113,7 @@ class Writer:
                         self.flush()
         self.flush()
         atomic.sync(temporary)
+        faults.point("coordinator", "in resuming")
         temporary.replace(path)
         atomic.sync(path.parent)
 
@@ -124,6 +125,7 @@ class Writer:
             path = stream_path(self._run, self._epoch)
             self._file = pa.OSFile(str(path), "wb")
             self._stream = pa.ipc.new_stream(self._file, SCHEMA)
+            atomic.sync(path.parent)
         self._chain = chain(self._chain, row)
         self._pending.append((row, self._chain))
 
@@ -144,8 +146,8 @@ class Writer:
         self._file.close()
         self._stream = self._file = None
         source, target = stream_path(self._run, self._epoch), partition_path(self._run, self._epoch)
-        target.parent.mkdir(exist_ok=True)
-        atomic.write(target, lambda file: _to_parquet(read_batches(source), file), suffix=".tmp")
+        atomic.make_folder(target.parent)
+        atomic.write(target, lambda file: _to_parquet(_passing(read_batches(source)), file), suffix=".tmp")
         faults.point("coordinator", "between partition and stream")
         source.unlink()
 
@@ -182,6 +184,12 @@ def _end(file: pq.ParquetFile) -> int:
     """One more than the last index in a partition."""
     metadata, place = file.metadata, SCHEMA.get_field_index("index")
     return 1 + max(metadata.row_group(i).column(place).statistics.max for i in range(metadata.num_row_groups))
+
+
+def _passing(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        faults.point("coordinator", "in partition")
+        yield batch
 
 
 def _without_predictions(path: Path, epoch: int, keeps: Callable[[int], bool]) -> Iterator[pa.RecordBatch]:

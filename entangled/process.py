@@ -6,13 +6,14 @@ import contextlib
 import errno
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NoReturn
 
-from entangled.errors import EntangledError
+from entangled.errors import EntangledError, PatienceError, RunFailedError, UnreachableError
 from entangled.log_limit import LogLimit
 
 
@@ -56,10 +57,21 @@ def end_at_interrupt() -> None:
     signal.signal(signal.SIGINT, end)
 
 
-def main(work: Callable[[], None]) -> None:
-    """Run `work` and leave the process: 0 when it is done, 1 with one line on an error, 130 on Ctrl-C."""
+def main(work: Callable[[], None], command: str = "") -> None:
+    """Run `work` and leave the process: 0 when it is done, 1 with one line on an error, 130 on Ctrl-C.
+
+    Args:
+        work: what the process does.
+        command: that started it; a line says so where the same command goes on, once what was wrong is mended.
+    """
     try:
         work()
+    except (PatienceError, RunFailedError, UnreachableError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        if command:
+            again = shlex.join([*command.split(), *sys.argv[1:]])
+            print(f"nothing is lost; to go on: {again}", file=sys.stderr, flush=True)  # noqa: T201
+        sys.exit(1)
     except (EntangledError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
         sys.exit(1)

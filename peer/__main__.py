@@ -47,7 +47,9 @@ def peer(
 
     entangled peer cnn --coordinator host:50051 --certs certs/cnn --run-dir runs/x
     """
-    process.main(lambda: _train(name, coordinator, run_dir, connect_seconds, device, certs, token_file))
+    process.main(
+        lambda: _train(name, coordinator, run_dir, connect_seconds, device, certs, token_file), "entangled peer"
+    )
 
 
 def _train(

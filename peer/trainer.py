@@ -86,6 +86,7 @@ class _Training:
             tested["test_accuracy"], tested["test_loss"] = evaluate(self._learner, self._data.test_x, self._data.test_y)
         faults.point(self._peer.name, "before leave")
         self._peer.finish(**tested)
+        faults.point(self._peer.name, "after leave")
 
     def _step(self, batch: Batch) -> None:
         for ahead in batch.due:

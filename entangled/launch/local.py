@@ -24,7 +24,8 @@ from entangled.v1.exchange_pb2_grpc import CoordinatorStub
 Observer = Callable[[pb.Activity], None]
 POLL_SECONDS = 0.1
 RESTARTS = 5
-"""How often a process that is killed is started again without the run having got on in between."""
+"""How often a process that is killed is started again without having got further in between."""
+COORDINATOR = "coordinator"
 
 
 def run(
@@ -38,7 +39,7 @@ def run(
     """Run an experiment from beginning to end, or from where it was to the end.
 
     A process that is killed by a signal is started again and goes on where it was; one that ends with an error ends the
-    run.
+    run, or is left out where the experiment goes on without missing peers.
 
     Args:
         experiment: what to run.
@@ -64,12 +65,15 @@ def run(
             source.write_text(dumps(experiment), "utf-8")
             address = f"unix:{sockets}/coordinator.sock"
             coordinate = ["coordinator", str(source), "--listen", address, "--run-dir", str(folder)]
-            roles.append(Role("coordinator", coordinate, folder / "coordinator.log"))
+            roles.append(Role(COORDINATOR, coordinate, folder / "coordinator.log"))
             for name in experiment.peer_names:
                 train = ["peer", name, "--coordinator", address, "--run-dir", str(folder)]
                 roles.append(Role(f"peer {name}", train, folder / "peers" / name / "peer.log"))
             watch = Watch(address, observe)
-            supervise(roles, watch, say)
+            try:
+                supervise(roles, watch, say, experiment.exchange.least if experiment.exchange.continues else None)
+            except RunFailedError as error:
+                raise RunFailedError(f"{error}{_how_to_go_on(folder)}") from None
             watch.join()
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave orphans
@@ -83,34 +87,57 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def _how_to_go_on(folder: Path) -> str:
+    """What to do after a failure, if something has been exchanged that is worth it."""
+    begun = any((folder / "exchange").glob("epoch=*"))
+    return f"; all that was exchanged is saved, to go on: entangled run --resume {folder}" if begun else ""
+
+
 class Progressing(Protocol):
-    """Knows how far the run is."""
+    """Knows how far every role is."""
 
-    complete: int
+    reached: dict[str, int]
+    """By the role's name; more is further."""
 
 
-def supervise(roles: list[Role], watch: Progressing, say: Callable[[str], None]) -> None:
-    """Wait until every role is done; start again what is killed; RunFailedError as soon as one fails."""
-    complete = 0
+def supervise(roles: list[Role], watch: Progressing, say: Callable[[str], None], min_peers: int | None = None) -> None:
+    """Wait until every role is done, and start again what is killed.
+
+    Args:
+        roles: all that run; the coordinator is called `coordinator`.
+        watch: tells how far they are.
+        say: is told what a person should know.
+        min_peers: with so many peers the run goes on without those that fail; None ends it as soon as one fails.
+
+    Raises:
+        RunFailedError: a role failed that the run cannot do without.
+    """
+    roles, reached = [*roles], dict[str, int]()
     while any(role.exit_code is None for role in roles):
-        if watch.complete != complete:
-            complete = watch.complete
-            for role in roles:
-                role.restarts = 0
-        _check(roles, say)
+        for role in roles:
+            if watch.reached.get(role.name, 0) > reached.get(role.name, 0):
+                reached[role.name], role.restarts = watch.reached[role.name], 0
+        _check(roles, say, min_peers)
         time.sleep(POLL_SECONDS)
-    _check(roles, say)
+    _check(roles, say, min_peers)
 
 
-def _check(roles: list[Role], say: Callable[[str], None]) -> None:
+def _check(roles: list[Role], say: Callable[[str], None], min_peers: int | None) -> None:
     for role in roles:
         if (role.exit_code or 0) < 0 and role.restarts < RESTARTS:
             say(f"{role.name} was killed ({role.why()}); started again")
             role.restart()
-    if _failed(roles):
-        time.sleep(POLL_SECONDS)  # who failed first says most: a peer before the coordinator that tells the others
-        first = min(_failed(roles), key=lambda role: role.name == "coordinator")
+    if not _failed(roles):
+        return
+    time.sleep(POLL_SECONDS)  # who failed first says most: a peer before the coordinator that tells the others
+    failed = _failed(roles)
+    first = min(failed, key=lambda role: role.name == COORDINATOR)
+    left = [role for role in roles if role not in failed and role.name != COORDINATOR]
+    if min_peers is None or len(left) < min_peers or any(role.name == COORDINATOR for role in failed):
         raise RunFailedError(f"{first.name}: {first.why()} (its log: {first.log})")
+    for role in failed:
+        say(f"{role.name} has failed: {role.why()} (its log: {role.log}); the others go on without it")
+        roles.remove(role)
 
 
 def _failed(roles: list[Role]) -> list[Role]:
@@ -123,7 +150,7 @@ class Watch:
     """Follows the coordinator's Watch on a thread, also when it was away."""
 
     def __init__(self, address: str, observe: Observer, shown: Credentials = NOTHING) -> None:
-        self.complete = 0
+        self.reached: dict[str, int] = {}
         self._address, self._shown = address, shown
         self._observe = observe
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -141,7 +168,13 @@ class Watch:
             while not finished:
                 try:
                     for activity in stub.Watch(pb.WatchRequest(), wait_for_ready=True, metadata=self._shown.metadata):
-                        self.complete, finished = activity.complete, activity.finished
+                        finished = activity.finished
+                        self._note(activity)
                         self._observe(activity)
                 except grpc.RpcError:
                     time.sleep(POLL_SECONDS)  # the supervisor knows more about why
+
+    def _note(self, activity: pb.Activity) -> None:
+        self.reached[COORDINATOR] = activity.complete
+        for peer in activity.peers:
+            self.reached[f"peer {peer.name}"] = (peer.epoch << 32) + peer.step

@@ -246,7 +246,7 @@ def _check_members(run: Run, members: tuple[str, ...], row: Row) -> None:
     if row.members != members:
         raise _Differs("the members are not those of the exchange's first row", _list(members), _list(row.members))
     exchange = run.experiment.exchange
-    least = len(run.peers) if exchange.on_missing == "wait" else exchange.least
+    least = exchange.least if exchange.continues else len(run.peers)
     if members != tuple(peer for peer in run.peers if peer in members) or len(members) < least:
         expected = f"at least {least} of {_list(run.peers)}, in this order"
         raise _Differs("the experiment does not allow these members", expected, _list(members))

@@ -48,7 +48,7 @@ def save(folder: Path, role: str, checkpoint: Checkpoint) -> int:
     Raises:
         DataError: the state holds something that cannot be kept.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(folder)
     structure, arrays = flatten(checkpoint.state)
     arrays += checkpoint.in_flight
     header = {
@@ -69,6 +69,7 @@ def save(folder: Path, role: str, checkpoint: Checkpoint) -> int:
 
     atomic.write(folder / f"{checkpoint.index:012d}.checkpoint", write)
     found = _newest_first(folder)
+    faults.point(role, "between rename and unlink")
     for old in found[KEPT:]:
         old.unlink()
     return int(found[KEPT - 1].stem) if len(found) >= KEPT else 0

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import grpc
 import grpc.aio
 
-from entangled import PROTOCOL_VERSION, codec
+from entangled import PROTOCOL_VERSION, codec, faults
 from entangled.alignment import Fingerprint, Layout, Position, SampleIds, batch_digest, check_order
 from entangled.credentials import NOTHING, Credentials
 from entangled.distribution import Probabilities
@@ -39,7 +39,16 @@ OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # A new channel is a new connection: the old one may lead nowhere without knowing it.
+    ("grpc.use_local_subchannel_pool", 1),
 ]
+TEND_SECONDS = 20.0
+"""Where nothing was sent for so long, a heartbeat is."""
+
+SILENT_TIMES = 5
+"""So many times as long without a word from the coordinator, and the stream leads nowhere: it would have sent three
+heartbeats."""
+
 RETRY_SECONDS = 0.2
 ROUND_TRIP_SECONDS = 60.0
 """How long a reply that waits for nobody else may take."""
@@ -79,6 +88,7 @@ class Connection:
         self._stub: Any = None
         self._stream: Stream | None = None
         self._joining: asyncio.Task[None] | None = None
+        self._tending: asyncio.Task[None] | None = None
         self._joined = False
         self._welcome: pb.Welcome | None = None
         self._broken: EntangledError | None = None
@@ -131,8 +141,9 @@ class Connection:
 
     async def close(self) -> None:
         """Drop the connection."""
-        if self._joining is not None:
-            self._joining.cancel()
+        for task in (self._joining, self._tending):
+            if task is not None:
+                task.cancel()
         if self._channel is not None:
             await self._channel.close()
         if self._stream is not None:
@@ -424,6 +435,7 @@ class Connection:
             raise ProtocolError(
                 "another run has taken this one's place", expected=self.run_id, got=self._welcome.run_id
             )
+        faults.point(self.peer, "after welcome")
         self._complete = self._welcome.complete
         for index, prediction in self._unsettled:
             if index >= self._complete:
@@ -433,15 +445,40 @@ class Connection:
         if self._pace is not None and self.decided is None:
             stream.send(pb.PeerMessage(pace=self._pace))
         self._joined = True
+        self._tending = asyncio.get_running_loop().create_task(self._tend(stream))
         self._wake()
 
+    async def _tend(self, stream: Stream) -> None:
+        """Let a stream never be idle, and give it up where nothing comes any more.
+
+        gRPC notices a connection that is gone, but not one behind which somebody else goes on holding it.
+        """
+        heard, said, silent = stream.heard, stream.said, 0
+        while silent < SILENT_TIMES:
+            await asyncio.sleep(TEND_SECONDS)
+            if stream is not self._stream:
+                return
+            silent = 0 if stream.heard != heard else silent + 1
+            if stream.said == said:
+                stream.send(pb.PeerMessage(heartbeat=pb.Heartbeat()))
+            heard, said = stream.heard, stream.said
+        channel, self._channel = self._channel, self._credentials.channel(self.address, OPTIONS)
+        self._stub = CoordinatorStub(self._channel)
+        self._ended(stream, UnreachableError(f"the coordinator at {self.address} is silent"))
+        await channel.close()
+
     async def _order(self, epoch: int) -> SampleIds:
+        channel = self._channel
         try:
             request, shown = pb.GetSampleOrderRequest(epoch=epoch), self._credentials.metadata
             call = self._stub.GetSampleOrder(request, timeout=ROUND_TRIP_SECONDS, metadata=shown)
             order = codec.decode_order([chunk async for chunk in call])
         except grpc.aio.AioRpcError as error:
             raise _raised(error) from None
+        except asyncio.CancelledError:
+            if channel is self._channel:
+                raise
+            raise UnreachableError(f"the coordinator at {self.address} is silent") from None  # its channel was closed
         check_order(order, self._layout.samples)
         return order
 

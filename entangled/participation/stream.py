@@ -42,6 +42,8 @@ class Stream:
         loop = asyncio.get_running_loop()
         self._call, self._address, self._loop = call, address, loop
         self._arrived, self._ended = arrived, ended
+        self.heard = self.said = 0
+        """Messages that have come, and that were sent."""
         self._why: asyncio.Future[EntangledError | None] = loop.create_future()
         self._outgoing: deque[pb.PeerMessage] = deque()
         self._idle: asyncio.Future[None] | None = None
@@ -50,6 +52,7 @@ class Stream:
 
     def send(self, message: pb.PeerMessage) -> None:
         """Have a message sent, after those before it. Onto a stream that has ended, it is dropped."""
+        self.said += 1
         self._outgoing.append(message)
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
@@ -63,6 +66,7 @@ class Stream:
     async def _read(self) -> None:
         try:
             while (message := await self._call.read()) is not grpc.aio.EOF:
+                self.heard += 1
                 self._arrived(message)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass  # the status says it better

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65ntangled/v1/exchange.proto\x12\x0c\x65ntangled.v1\"0\n\x14GetExperimentRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\"f\n\x12GetExperimentReply\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x17\n\x0f\x65xperiment_toml\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\r\n\x05\x63lock\x18\x04 \x01(\x03\"&\n\x15GetSampleOrderRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\r\"&\n\x10SampleOrderChunk\x12\x12\n\nsample_ids\x18\x01 \x03(\x03\"\x98\x02\n\x0bPeerMessage\x12\"\n\x04join\x18\x01 \x01(\x0b\x32\x12.entangled.v1.JoinH\x00\x12.\n\nprediction\x18\x02 \x01(\x0b\x32\x18.entangled.v1.PredictionH\x00\x12(\n\x07metrics\x18\x03 \x01(\x0b\x32\x15.entangled.v1.MetricsH\x00\x12$\n\x05leave\x18\x04 \x01(\x0b\x32\x13.entangled.v1.LeaveH\x00\x12(\n\x07settled\x18\x05 \x01(\x0b\x32\x15.entangled.v1.SettledH\x00\x12\"\n\x04pace\x18\x06 \x01(\x0b\x32\x12.entangled.v1.PaceH\x00\x12\x0f\n\x07\x63hannel\x18\x07 \x01(\rB\x06\n\x04kind\"\x80\x01\n\x04Join\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12.\n\x0b\x66ingerprint\x18\x05 \x01(\x0b\x32\x19.entangled.v1.Fingerprint\"\\\n\x0b\x46ingerprint\x12\x0f\n\x07samples\x18\x01 \x01(\x04\x12\x0f\n\x07\x63lasses\x18\x02 \x01(\r\x12\x12\n\nids_digest\x18\x03 \x01(\x0c\x12\x17\n\x0f\x63ontents_digest\x18\x04 \x01(\x0c\"\xb3\x01\n\nPrediction\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x14\n\x0c\x62\x61tch_digest\x18\x03 \x01(\x0c\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x0f\n\x07\x63lasses\x18\x05 \x01(\r\x12\x15\n\rprobabilities\x18\x06 \x01(\x0c\x12(\n\x08\x65ncoding\x18\x07 \x01(\x0e\x32\x16.entangled.v1.Encoding\x12\x12\n\nclasses_of\x18\x08 \x01(\x0c\".\n\x04Pace\x12\x0f\n\x07step_us\x18\x01 \x01(\x04\x12\x15\n\rround_trip_us\x18\x02 \x01(\x04\"\xaa\x01\n\x07Metrics\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x31\n\x06values\x18\x03 \x03(\x0b\x32!.entangled.v1.Metrics.ValuesEntry\x12\x11\n\tepoch_end\x18\x04 \x01(\x08\x12\r\n\x05\x66inal\x18\x05 \x01(\x08\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1b\n\x07Settled\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x04\"\x18\n\x05Leave\x12\x0f\n\x07\x66\x61ilure\x18\x01 \x01(\t\"\x8e\x02\n\x12\x43oordinatorMessage\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.entangled.v1.WelcomeH\x00\x12/\n\x0bsoft_target\x18\x02 \x01(\x0b\x32\x18.entangled.v1.SoftTargetH\x00\x12(\n\x07\x64urable\x18\x03 \x01(\x0b\x32\x15.entangled.v1.DurableH\x00\x12,\n\theartbeat\x18\x04 \x01(\x0b\x32\x17.entangled.v1.HeartbeatH\x00\x12,\n\tlookahead\x18\x05 \x01(\x0b\x32\x17.entangled.v1.LookaheadH\x00\x12\x0f\n\x07\x63hannel\x18\x06 \x01(\rB\x06\n\x04kind\"Q\n\x07Welcome\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x04\x12\x16\n\tlookahead\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x0c\n\n_lookahead\"\x1c\n\tLookahead\x12\x0f\n\x07\x62\x61tches\x18\x01 \x01(\r\"\xc3\x01\n\nSoftTarget\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x14\n\x0c\x62\x61tch_digest\x18\x03 \x01(\x0c\x12\x0e\n\x06weight\x18\x04 \x01(\x02\x12\x0c\n\x04rows\x18\x05 \x01(\r\x12\x0f\n\x07\x63lasses\x18\x06 \x01(\r\x12\x15\n\rprobabilities\x18\x07 \x01(\x0c\x12(\n\x08\x65ncoding\x18\x08 \x01(\x0e\x32\x16.entangled.v1.Encoding\x12\x12\n\nclasses_of\x18\t \x01(\x0c\"\x1b\n\x07\x44urable\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x04\"\x0b\n\tHeartbeat\"\x0e\n\x0cWatchRequest\"\xc7\x02\n\x08\x41\x63tivity\x12*\n\x05peers\x18\x01 \x03(\x0b\x32\x1b.entangled.v1.Activity.Peer\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\x12\x0e\n\x06weight\x18\x04 \x01(\x02\x12\x10\n\x08\x66inished\x18\x05 \x01(\x08\x12\x0f\n\x07\x66\x61ilure\x18\x06 \x01(\t\x1a\xba\x01\n\x04Peer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\r\n\x05\x65poch\x18\x03 \x01(\r\x12\x0c\n\x04step\x18\x04 \x01(\r\x12\x37\n\x06values\x18\x05 \x03(\x0b\x32\'.entangled.v1.Activity.Peer.ValuesEntry\x12\x0c\n\x04\x64one\x18\x06 \x01(\x08\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"G\n\x07Refusal\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x10\n\x08\x65xpected\x18\x03 \x01(\t\x12\x0b\n\x03got\x18\x04 \x01(\t*W\n\x08\x45ncoding\x12 \n\x1c\x45NCODING_FLOAT32_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x01\x12\x13\n\x0f\x45NCODING_SPARSE\x10\x02\x32\xc9\x02\n\x0b\x43oordinator\x12U\n\rGetExperiment\x12\".entangled.v1.GetExperimentRequest\x1a .entangled.v1.GetExperimentReply\x12W\n\x0eGetSampleOrder\x12#.entangled.v1.GetSampleOrderRequest\x1a\x1e.entangled.v1.SampleOrderChunk0\x01\x12K\n\x08\x45xchange\x12\x19.entangled.v1.PeerMessage\x1a .entangled.v1.CoordinatorMessage(\x01\x30\x01\x12=\n\x05Watch\x12\x1a.entangled.v1.WatchRequest\x1a\x16.entangled.v1.Activity0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65ntangled/v1/exchange.proto\x12\x0c\x65ntangled.v1\"0\n\x14GetExperimentRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\"f\n\x12GetExperimentReply\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x17\n\x0f\x65xperiment_toml\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\r\n\x05\x63lock\x18\x04 \x01(\x03\"&\n\x15GetSampleOrderRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\r\"&\n\x10SampleOrderChunk\x12\x12\n\nsample_ids\x18\x01 \x03(\x03\"\xc6\x02\n\x0bPeerMessage\x12\"\n\x04join\x18\x01 \x01(\x0b\x32\x12.entangled.v1.JoinH\x00\x12.\n\nprediction\x18\x02 \x01(\x0b\x32\x18.entangled.v1.PredictionH\x00\x12(\n\x07metrics\x18\x03 \x01(\x0b\x32\x15.entangled.v1.MetricsH\x00\x12$\n\x05leave\x18\x04 \x01(\x0b\x32\x13.entangled.v1.LeaveH\x00\x12(\n\x07settled\x18\x05 \x01(\x0b\x32\x15.entangled.v1.SettledH\x00\x12\"\n\x04pace\x18\x06 \x01(\x0b\x32\x12.entangled.v1.PaceH\x00\x12,\n\theartbeat\x18\x08 \x01(\x0b\x32\x17.entangled.v1.HeartbeatH\x00\x12\x0f\n\x07\x63hannel\x18\x07 \x01(\rB\x06\n\x04kind\"\x80\x01\n\x04Join\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12\x10\n\x08instance\x18\x03 \x01(\t\x12\x0e\n\x06origin\x18\x04 \x01(\t\x12.\n\x0b\x66ingerprint\x18\x05 \x01(\x0b\x32\x19.entangled.v1.Fingerprint\"\\\n\x0b\x46ingerprint\x12\x0f\n\x07samples\x18\x01 \x01(\x04\x12\x0f\n\x07\x63lasses\x18\x02 \x01(\r\x12\x12\n\nids_digest\x18\x03 \x01(\x0c\x12\x17\n\x0f\x63ontents_digest\x18\x04 \x01(\x0c\"\xb3\x01\n\nPrediction\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x14\n\x0c\x62\x61tch_digest\x18\x03 \x01(\x0c\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x0f\n\x07\x63lasses\x18\x05 \x01(\r\x12\x15\n\rprobabilities\x18\x06 \x01(\x0c\x12(\n\x08\x65ncoding\x18\x07 \x01(\x0e\x32\x16.entangled.v1.Encoding\x12\x12\n\nclasses_of\x18\x08 \x01(\x0c\".\n\x04Pace\x12\x0f\n\x07step_us\x18\x01 \x01(\x04\x12\x15\n\rround_trip_us\x18\x02 \x01(\x04\"\xaa\x01\n\x07Metrics\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x31\n\x06values\x18\x03 \x03(\x0b\x32!.entangled.v1.Metrics.ValuesEntry\x12\x11\n\tepoch_end\x18\x04 \x01(\x08\x12\r\n\x05\x66inal\x18\x05 \x01(\x08\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x1b\n\x07Settled\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x04\"\x18\n\x05Leave\x12\x0f\n\x07\x66\x61ilure\x18\x01 \x01(\t\"\x8e\x02\n\x12\x43oordinatorMessage\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.entangled.v1.WelcomeH\x00\x12/\n\x0bsoft_target\x18\x02 \x01(\x0b\x32\x18.entangled.v1.SoftTargetH\x00\x12(\n\x07\x64urable\x18\x03 \x01(\x0b\x32\x15.entangled.v1.DurableH\x00\x12,\n\theartbeat\x18\x04 \x01(\x0b\x32\x17.entangled.v1.HeartbeatH\x00\x12,\n\tlookahead\x18\x05 \x01(\x0b\x32\x17.entangled.v1.LookaheadH\x00\x12\x0f\n\x07\x63hannel\x18\x06 \x01(\rB\x06\n\x04kind\"Q\n\x07Welcome\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x04\x12\x16\n\tlookahead\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x0c\n\n_lookahead\"\x1c\n\tLookahead\x12\x0f\n\x07\x62\x61tches\x18\x01 \x01(\r\"\xc3\x01\n\nSoftTarget\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x14\n\x0c\x62\x61tch_digest\x18\x03 \x01(\x0c\x12\x0e\n\x06weight\x18\x04 \x01(\x02\x12\x0c\n\x04rows\x18\x05 \x01(\r\x12\x0f\n\x07\x63lasses\x18\x06 \x01(\r\x12\x15\n\rprobabilities\x18\x07 \x01(\x0c\x12(\n\x08\x65ncoding\x18\x08 \x01(\x0e\x32\x16.entangled.v1.Encoding\x12\x12\n\nclasses_of\x18\t \x01(\x0c\"\x1b\n\x07\x44urable\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x04\"\x0b\n\tHeartbeat\"\x0e\n\x0cWatchRequest\"\xc7\x02\n\x08\x41\x63tivity\x12*\n\x05peers\x18\x01 \x03(\x0b\x32\x1b.entangled.v1.Activity.Peer\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\x12\x0e\n\x06weight\x18\x04 \x01(\x02\x12\x10\n\x08\x66inished\x18\x05 \x01(\x08\x12\x0f\n\x07\x66\x61ilure\x18\x06 \x01(\t\x1a\xba\x01\n\x04Peer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\r\n\x05\x65poch\x18\x03 \x01(\r\x12\x0c\n\x04step\x18\x04 \x01(\r\x12\x37\n\x06values\x18\x05 \x03(\x0b\x32\'.entangled.v1.Activity.Peer.ValuesEntry\x12\x0c\n\x04\x64one\x18\x06 \x01(\x08\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"G\n\x07Refusal\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x10\n\x08\x65xpected\x18\x03 \x01(\t\x12\x0b\n\x03got\x18\x04 \x01(\t*W\n\x08\x45ncoding\x12 \n\x1c\x45NCODING_FLOAT32_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NCODING_FLOAT16\x10\x01\x12\x13\n\x0f\x45NCODING_SPARSE\x10\x02\x32\xc9\x02\n\x0b\x43oordinator\x12U\n\rGetExperiment\x12\".entangled.v1.GetExperimentRequest\x1a .entangled.v1.GetExperimentReply\x12W\n\x0eGetSampleOrder\x12#.entangled.v1.GetSampleOrderRequest\x1a\x1e.entangled.v1.SampleOrderChunk0\x01\x12K\n\x08\x45xchange\x12\x19.entangled.v1.PeerMessage\x1a .entangled.v1.CoordinatorMessage(\x01\x30\x01\x12=\n\x05Watch\x12\x1a.entangled.v1.WatchRequest\x1a\x16.entangled.v1.Activity0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_METRICS_VALUESENTRY']._serialized_options = b'8\001'
   _globals['_ACTIVITY_PEER_VALUESENTRY']._loaded_options = None
   _globals['_ACTIVITY_PEER_VALUESENTRY']._serialized_options = b'8\001'
-  _globals['_ENCODING']._serialized_start=2290
-  _globals['_ENCODING']._serialized_end=2377
+  _globals['_ENCODING']._serialized_start=2336
+  _globals['_ENCODING']._serialized_end=2423
   _globals['_GETEXPERIMENTREQUEST']._serialized_start=45
   _globals['_GETEXPERIMENTREQUEST']._serialized_end=93
   _globals['_GETEXPERIMENTREPLY']._serialized_start=95
@@ -46,45 +46,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLEORDERCHUNK']._serialized_start=239
   _globals['_SAMPLEORDERCHUNK']._serialized_end=277
   _globals['_PEERMESSAGE']._serialized_start=280
-  _globals['_PEERMESSAGE']._serialized_end=560
-  _globals['_JOIN']._serialized_start=563
-  _globals['_JOIN']._serialized_end=691
-  _globals['_FINGERPRINT']._serialized_start=693
-  _globals['_FINGERPRINT']._serialized_end=785
-  _globals['_PREDICTION']._serialized_start=788
-  _globals['_PREDICTION']._serialized_end=967
-  _globals['_PACE']._serialized_start=969
-  _globals['_PACE']._serialized_end=1015
-  _globals['_METRICS']._serialized_start=1018
-  _globals['_METRICS']._serialized_end=1188
-  _globals['_METRICS_VALUESENTRY']._serialized_start=1143
-  _globals['_METRICS_VALUESENTRY']._serialized_end=1188
-  _globals['_SETTLED']._serialized_start=1190
-  _globals['_SETTLED']._serialized_end=1217
-  _globals['_LEAVE']._serialized_start=1219
-  _globals['_LEAVE']._serialized_end=1243
-  _globals['_COORDINATORMESSAGE']._serialized_start=1246
-  _globals['_COORDINATORMESSAGE']._serialized_end=1516
-  _globals['_WELCOME']._serialized_start=1518
-  _globals['_WELCOME']._serialized_end=1599
-  _globals['_LOOKAHEAD']._serialized_start=1601
-  _globals['_LOOKAHEAD']._serialized_end=1629
-  _globals['_SOFTTARGET']._serialized_start=1632
-  _globals['_SOFTTARGET']._serialized_end=1827
-  _globals['_DURABLE']._serialized_start=1829
-  _globals['_DURABLE']._serialized_end=1856
-  _globals['_HEARTBEAT']._serialized_start=1858
-  _globals['_HEARTBEAT']._serialized_end=1869
-  _globals['_WATCHREQUEST']._serialized_start=1871
-  _globals['_WATCHREQUEST']._serialized_end=1885
-  _globals['_ACTIVITY']._serialized_start=1888
-  _globals['_ACTIVITY']._serialized_end=2215
-  _globals['_ACTIVITY_PEER']._serialized_start=2029
-  _globals['_ACTIVITY_PEER']._serialized_end=2215
-  _globals['_ACTIVITY_PEER_VALUESENTRY']._serialized_start=1143
-  _globals['_ACTIVITY_PEER_VALUESENTRY']._serialized_end=1188
-  _globals['_REFUSAL']._serialized_start=2217
-  _globals['_REFUSAL']._serialized_end=2288
-  _globals['_COORDINATOR']._serialized_start=2380
-  _globals['_COORDINATOR']._serialized_end=2709
+  _globals['_PEERMESSAGE']._serialized_end=606
+  _globals['_JOIN']._serialized_start=609
+  _globals['_JOIN']._serialized_end=737
+  _globals['_FINGERPRINT']._serialized_start=739
+  _globals['_FINGERPRINT']._serialized_end=831
+  _globals['_PREDICTION']._serialized_start=834
+  _globals['_PREDICTION']._serialized_end=1013
+  _globals['_PACE']._serialized_start=1015
+  _globals['_PACE']._serialized_end=1061
+  _globals['_METRICS']._serialized_start=1064
+  _globals['_METRICS']._serialized_end=1234
+  _globals['_METRICS_VALUESENTRY']._serialized_start=1189
+  _globals['_METRICS_VALUESENTRY']._serialized_end=1234
+  _globals['_SETTLED']._serialized_start=1236
+  _globals['_SETTLED']._serialized_end=1263
+  _globals['_LEAVE']._serialized_start=1265
+  _globals['_LEAVE']._serialized_end=1289
+  _globals['_COORDINATORMESSAGE']._serialized_start=1292
+  _globals['_COORDINATORMESSAGE']._serialized_end=1562
+  _globals['_WELCOME']._serialized_start=1564
+  _globals['_WELCOME']._serialized_end=1645
+  _globals['_LOOKAHEAD']._serialized_start=1647
+  _globals['_LOOKAHEAD']._serialized_end=1675
+  _globals['_SOFTTARGET']._serialized_start=1678
+  _globals['_SOFTTARGET']._serialized_end=1873
+  _globals['_DURABLE']._serialized_start=1875
+  _globals['_DURABLE']._serialized_end=1902
+  _globals['_HEARTBEAT']._serialized_start=1904
+  _globals['_HEARTBEAT']._serialized_end=1915
+  _globals['_WATCHREQUEST']._serialized_start=1917
+  _globals['_WATCHREQUEST']._serialized_end=1931
+  _globals['_ACTIVITY']._serialized_start=1934
+  _globals['_ACTIVITY']._serialized_end=2261
+  _globals['_ACTIVITY_PEER']._serialized_start=2075
+  _globals['_ACTIVITY_PEER']._serialized_end=2261
+  _globals['_ACTIVITY_PEER_VALUESENTRY']._serialized_start=1189
+  _globals['_ACTIVITY_PEER_VALUESENTRY']._serialized_end=1234
+  _globals['_REFUSAL']._serialized_start=2263
+  _globals['_REFUSAL']._serialized_end=2334
+  _globals['_COORDINATOR']._serialized_start=2426
+  _globals['_COORDINATOR']._serialized_end=2755
 # @@protoc_insertion_point(module_scope)

@@ -47,13 +47,14 @@ class SampleOrderChunk(_message.Message):
     def __init__(self, sample_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("join", "prediction", "metrics", "leave", "settled", "pace", "channel")
+    __slots__ = ("join", "prediction", "metrics", "leave", "settled", "pace", "heartbeat", "channel")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     LEAVE_FIELD_NUMBER: _ClassVar[int]
     SETTLED_FIELD_NUMBER: _ClassVar[int]
     PACE_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
     join: Join
     prediction: Prediction
@@ -61,8 +62,9 @@ class PeerMessage(_message.Message):
     leave: Leave
     settled: Settled
     pace: Pace
+    heartbeat: Heartbeat
     channel: int
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ..., channel: _Optional[int] = ...) -> None: ...
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., channel: _Optional[int] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("protocol_version", "peer", "instance", "origin", "fingerprint")

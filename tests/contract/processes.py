@@ -34,7 +34,8 @@ class LiveCoordinator:
     """A coordinator's process.
 
     `limit` lowers the size of the largest message that it takes, `lock` is what callers need, `address` where it
-    listens: on a socket in `folder`, unless something else is given.
+    listens: on a socket in `folder`, unless something else is given. `beat` is how often it lets time pass, and speaks
+    where it has nothing to say, in seconds.
     """
 
     def __init__(
@@ -44,13 +45,14 @@ class LiveCoordinator:
         limit: int | None = None,
         lock: Lock | None = None,
         address: str = "",
+        beat: float | None = None,
     ) -> None:
         self.experiment = experiment
         self.run = folder / "run"
         self.address = address or f"unix:{folder}/coordinator.sock"
         self._closing: list[Callable[[], None]] = []
         self._outcome, theirs = FORKS.Pipe(duplex=False)
-        arguments = theirs, experiment, self.address, self.run, limit, lock
+        arguments = theirs, experiment, self.address, self.run, limit, lock, beat
         self._process = FORKS.Process(target=_coordinate, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -59,9 +61,9 @@ class LiveCoordinator:
         """A new peer process."""
         return self.peer_at(self.address, name, shown)
 
-    def peer_at(self, address: str, name: str, shown: Credentials = NOTHING) -> RemotePeer:
+    def peer_at(self, address: str, name: str, shown: Credentials = NOTHING, beat: float | None = None) -> RemotePeer:
         """A new peer process that finds this coordinator at another address."""
-        peer = RemotePeer(address, name, shown)
+        peer = RemotePeer(address, name, shown, beat)
         self._closing.append(peer.close)
         return peer
 
@@ -105,9 +107,9 @@ class LiveCoordinator:
 class RemotePeer(Exchange):
     """`CoordinatorClient` in a process of its own."""
 
-    def __init__(self, address: str, name: str, shown: Credentials = NOTHING) -> None:
+    def __init__(self, address: str, name: str, shown: Credentials = NOTHING, beat: float | None = None) -> None:
         self._pipe, theirs = FORKS.Pipe()
-        self._process = FORKS.Process(target=_follow, args=(theirs, address, name, shown), daemon=True)
+        self._process = FORKS.Process(target=_follow, args=(theirs, address, name, shown, beat), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -172,12 +174,20 @@ class RemotePeer(Exchange):
 
 
 def _coordinate(
-    outcome: Connection, experiment: Experiment, address: str, run: Path, limit: int | None, lock: Lock | None
+    outcome: Connection,
+    experiment: Experiment,
+    address: str,
+    run: Path,
+    limit: int | None,
+    lock: Lock | None,
+    beat: float | None,
 ) -> None:
-    from coordinator import server
+    from coordinator import server, service
     from entangled import process
 
     process.log_to(run / "coordinator.log")
+    if beat is not None:
+        service.TICK_SECONDS = service.HEARTBEAT_SECONDS = beat
     if limit is not None:
         server.limits = lambda *_: [("grpc.max_receive_message_length", limit)]
     try:
@@ -187,8 +197,12 @@ def _coordinate(
         outcome.send(error)
 
 
-def _follow(pipe: Connection, address: str, name: str, shown: Credentials) -> None:
+def _follow(pipe: Connection, address: str, name: str, shown: Credentials, beat: float | None) -> None:
+    from entangled.participation import connection
     from entangled.participation.client import CoordinatorClient
+
+    if beat is not None:
+        connection.TEND_SECONDS = beat
 
     client = CoordinatorClient(address, name, DEADLINE, shown)
     with contextlib.suppress(EOFError):  # the test is over

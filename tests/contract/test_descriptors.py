@@ -21,8 +21,10 @@ ALLOWED = {
         "leave": "Leave",
         "settled": "Settled",
         "pace": "Pace",
+        "heartbeat": "Heartbeat",
         "channel": "uint32",
     },
+    "Heartbeat": {},
     "Join": {
         "protocol_version": "uint32",
         "peer": "string",

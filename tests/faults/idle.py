@@ -12,6 +12,8 @@ def main(kind: str) -> None:
             sys.exit(1)
         case "trace":
             raise RuntimeError("unexpected")
+        case "done":
+            sys.exit(0)
         case "silent":
             sys.exit(3)
         case "killed":

@@ -9,7 +9,7 @@ from typing import Self
 
 
 class Proxy:
-    """Passes bytes on, late if so wished, until it is told to cut. A context manager.
+    """Passes bytes on, late if so wished, until it is told to cut or to freeze. A context manager.
 
     Args:
         target: path of the coordinator's unix socket.
@@ -22,9 +22,17 @@ class Proxy:
         """Connections that were passed on."""
         self.refused = 0
         """Connections that were cut at once."""
+        self.up = self.down = 0
+        """Pieces of data that were passed on, to the coordinator and from it."""
         self._target, self._delay = target, delay
         self._refuse = 0
         self._open: set[asyncio.StreamWriter] = set()
+        """This side's ends, and the coordinator's."""
+        self._theirs: set[asyncio.StreamWriter] = set()
+        self._frozen = 0
+        """So many first connections pass nothing on any more, though they stay open."""
+        self._unnoticed = 0
+        """So many first connections the coordinator still holds for open."""
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -38,13 +46,26 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
-    def cut(self, refuse: int = 0) -> None:
-        """Break every connection, and the next `refuse` attempts at a new one, too."""
+    def cut(self, refuse: int = 0, *, unnoticed: bool = False) -> None:
+        """Break every connection, and the next `refuse` attempts at a new one, too.
+
+        The coordinator does not notice if it is `unnoticed`: to it, the connection is still there.
+        """
 
         def now() -> None:
             self._refuse = refuse
-            for writer in self._open:
+            if unnoticed:
+                self._unnoticed = self.accepted
+            for writer in self._open if unnoticed else self._open | self._theirs:
                 writer.transport.abort()
+
+        self._loop.call_soon_threadsafe(now)
+
+    def freeze(self) -> None:
+        """Let nothing pass on the connections that there are, which neither side notices."""
+
+        def now() -> None:
+            self._frozen = self.accepted
 
         self._loop.call_soon_threadsafe(now)
 
@@ -55,7 +76,7 @@ class Proxy:
         self._ready.set()
         self._loop.run_forever()
         server.close()
-        for writer in self._open:
+        for writer in self._open | self._theirs:
             writer.transport.abort()
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
@@ -69,20 +90,41 @@ class Proxy:
             self.refused += 1
             writer.transport.abort()
             return
+        try:
+            their_reader, their_writer = await asyncio.open_unix_connection(self._target)
+        except OSError:  # nobody listens there yet
+            writer.transport.abort()
+            return
         self.accepted += 1
-        their_reader, their_writer = await asyncio.open_unix_connection(self._target)
-        pair = {writer, their_writer}
-        self._open |= pair
+        number = self.accepted
+        self._open.add(writer)
+        self._theirs.add(their_writer)
         with contextlib.suppress(OSError, asyncio.CancelledError):
-            await asyncio.gather(self._pass_on(reader, their_writer), self._pass_on(their_reader, writer))
-        self._open -= pair
-        for end in pair:
+            await asyncio.gather(
+                self._pass_on(number, reader, their_writer, up=True),
+                self._pass_on(number, their_reader, writer, up=False),
+            )
+        self._open.discard(writer)
+        self._theirs.discard(their_writer)
+        for end in (writer, their_writer):
             end.transport.abort()
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            if self._delay:
-                await asyncio.sleep(self._delay)
-            writer.write(data)
-            await writer.drain()
-        raise ConnectionResetError
+    async def _pass_on(
+        self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool
+    ) -> None:
+        try:
+            while data := await reader.read(65536):
+                if self._delay:
+                    await asyncio.sleep(self._delay)
+                if number <= max(self._frozen, self._unnoticed):
+                    continue
+                if up:
+                    self.up += 1
+                else:
+                    self.down += 1
+                writer.write(data)
+                await writer.drain()
+            raise ConnectionResetError
+        except OSError:
+            if not (up and number <= self._unnoticed):
+                raise

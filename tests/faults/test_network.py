@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from entangled.exchange_log import read
 from entangled.experiment import Experiment
 from entangled.participation.seam import SoftTarget
+from entangled.v1 import exchange_pb2 as pb
+from entangled.v1.exchange_pb2_grpc import CoordinatorStub
 from tests.contract.processes import LiveCoordinator, RemotePeer
+from tests.contract.raw import join
+from tests.faults.launched import until
 from tests.faults.proxy import Proxy
 from tests.support import SAMPLES, data, experiment, prediction
 
@@ -45,25 +52,54 @@ def run(coordinator: LiveCoordinator, b: RemotePeer, disturb: Disturb) -> list[l
     return targets
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.002])
-def test_a_network_that_breaks_changes_nothing(tmp_path: Path, delay: float) -> None:
+Cutting = Callable[[Proxy, int], None]
+
+
+def breaks(proxy: Proxy, index: int) -> None:
+    if index in CUTS:
+        proxy.cut(CUTS[index])
+
+
+def breaks_on_one_side(proxy: Proxy, index: int) -> None:
+    """The coordinator has two connections of one peer then."""
+    if index in CUTS:
+        proxy.cut(unnoticed=True)
+
+
+def freezes(proxy: Proxy, index: int) -> None:
+    """What a firewall does that forgets a connection; nothing but silence tells."""
+    if index in (3, 12):
+        proxy.freeze()
+
+
+@pytest.mark.parametrize(
+    ("cutting", "delay", "connections", "refused"),
+    [
+        (breaks, 0.0, 1 + len(CUTS), sum(CUTS.values())),
+        (breaks, 0.002, 1 + len(CUTS), sum(CUTS.values())),
+        (breaks_on_one_side, 0.0, 1 + len(CUTS), 0),
+        (freezes, 0.0, 3, 0),
+    ],
+    ids=["breaks", "is late and breaks", "breaks on one side", "freezes"],
+)
+def test_a_network_that_misbehaves_changes_nothing(
+    tmp_path: Path, cutting: Cutting, delay: float, connections: int, refused: int
+) -> None:
     settings = experiment(epochs=10)
     for name in ("undisturbed", "disturbed"):
         (tmp_path / name).mkdir()
     undisturbed = LiveCoordinator(settings, tmp_path / "undisturbed")
-    disturbed = LiveCoordinator(settings, tmp_path / "disturbed")
+    disturbed = LiveCoordinator(settings, tmp_path / "disturbed", beat=0.05)
     try:
         expected = run(undisturbed, undisturbed.peer("b"), lambda _: None)
         with Proxy(disturbed.address.removeprefix("unix:"), delay) as proxy:
-            b = disturbed.peer_at(f"127.0.0.1:{proxy.port}", "b")
-
-            def disturb(index: int) -> None:
-                if index in CUTS:
-                    proxy.cut(CUTS[index])
-
-            got = run(disturbed, b, disturb)
-            assert proxy.accepted == 1 + len(CUTS)
-            assert proxy.refused == sum(CUTS.values())
+            b = disturbed.peer_at(f"127.0.0.1:{proxy.port}", "b", beat=0.2 if cutting is freezes else None)
+            got = run(disturbed, b, lambda index: cutting(proxy, index))
+            if cutting is freezes:
+                assert proxy.accepted >= connections  # on a busy machine, silence may be nothing but slowness
+            else:
+                assert proxy.accepted == connections
+            assert proxy.refused == refused
     finally:
         undisturbed.close()
         disturbed.close()
@@ -74,3 +110,41 @@ def test_a_network_that_breaks_changes_nothing(tmp_path: Path, delay: float) -> 
     for (one, _), (other, _) in zip(read(disturbed.run), read(undisturbed.run), strict=True):
         assert (one.position, one.peer, one.digest) == (other.position, other.peer, other.digest)
         assert one.prediction.tobytes() == other.prediction.tobytes()
+
+
+def test_an_idle_connection_is_never_silent_in_either_direction(tmp_path: Path) -> None:
+    """What stands between the two and cuts idle connections, after some minutes, finds none."""
+    live = LiveCoordinator(experiment(), tmp_path, beat=0.02)
+    try:
+        with Proxy(live.address.removeprefix("unix:")) as proxy:
+            b = live.peer_at(f"127.0.0.1:{proxy.port}", "b", beat=0.02)
+            b.join(data())
+            up, down = proxy.up, proxy.down
+            until(lambda: proxy.up > up + 20 and proxy.down > down + 20, "heartbeats in both directions")
+            assert proxy.accepted == 1
+    finally:
+        live.close()
+
+
+def test_no_ping_is_one_too_many(tmp_path: Path) -> None:
+    """Keepalive far more often than gRPC's servers suffer by themselves, on a stream on which nothing else passes."""
+    live = LiveCoordinator(experiment(), tmp_path)
+    try:
+        with Proxy(live.address.removeprefix("unix:")) as proxy:
+            options = [
+                ("grpc.keepalive_time_ms", 10),
+                ("grpc.http2.max_pings_without_data", 0),
+                ("grpc.max_reconnect_backoff_ms", 200),
+            ]
+            with grpc.insecure_channel(f"127.0.0.1:{proxy.port}", options=options) as channel:
+                stub: Any = CoordinatorStub(channel)
+                sent: queue.SimpleQueue[pb.PeerMessage | None] = queue.SimpleQueue()
+                sent.put(join("a"))
+                answers = stub.Exchange(iter(sent.get, None), wait_for_ready=True)
+                assert [next(answers).WhichOneof("kind") for _ in range(2)] == ["welcome", "durable"]
+                up = proxy.up
+                until(lambda: proxy.up > up + 4 or not answers.is_active(), "more pings than it takes")
+                assert answers.is_active()
+                sent.put(None)
+    finally:
+        live.close()

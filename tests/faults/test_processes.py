@@ -82,7 +82,8 @@ signal.pause()
 class Watched:
     """Stands in for what follows the coordinator."""
 
-    complete = 0
+    def __init__(self, **reached: int) -> None:
+        self.reached = reached
 
 
 def test_a_role_that_is_killed_again_and_again_ends_the_run(tmp_path: Path) -> None:
@@ -100,4 +101,67 @@ def test_a_role_that_fails_ends_the_run_at_once(tmp_path: Path) -> None:
     with pytest.raises(RunFailedError, match="peer error: no memory left"):
         local.supervise(roles, Watched(), said.append)
     assert said == []
+    stop(roles)
+
+
+def test_a_role_that_is_killed_again_and_again_is_given_up_where_the_others_go_on(tmp_path: Path) -> None:
+    """Though the others get on meanwhile: that is not its own progress."""
+
+    class OthersGetOn(dict[str, int]):
+        def get(self, role: str, default: int = 0) -> int:
+            self["coordinator"] = self["peer idle"] = self["coordinator"] + 1
+            return super().get(role, default)
+
+    said: list[str] = []
+    roles = [start("idle", tmp_path), start("idle", tmp_path), start("killed", tmp_path)]
+    roles[0].name = "coordinator"
+    watched = Watched()
+    watched.reached = OthersGetOn({"coordinator": 1, "peer killed": 7})
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.endswith("go on without it"):
+            raise StopIteration
+
+    with pytest.raises(StopIteration):
+        local.supervise(roles, watched, say, min_peers=1)
+    assert said[: local.RESTARTS] == ["peer killed was killed (ended by SIGKILL); started again"] * local.RESTARTS
+    assert said[local.RESTARTS].startswith("peer killed has failed: ended by SIGKILL (its log: ")
+    stop(roles)
+
+
+def test_a_role_that_gets_on_between_its_deaths_is_started_again_as_often_as_it_takes(tmp_path: Path) -> None:
+    said: list[str] = []
+    roles = [start("idle", tmp_path), start("killed", tmp_path)]
+    watched = Watched(**{"peer killed": 0})
+
+    def say(line: str) -> None:
+        said.append(line)
+        watched.reached["peer killed"] += len(said) <= 3
+
+    with pytest.raises(RunFailedError):
+        local.supervise(roles, watched, say)
+    assert len(said) == 3 + local.RESTARTS
+    stop(roles)
+
+
+@pytest.mark.parametrize(("min_peers", "goes_on"), [(1, True), (2, False)])
+def test_a_role_that_fails_is_left_out_if_enough_are_left(tmp_path: Path, min_peers: int, goes_on: bool) -> None:
+    said: list[str] = []
+    roles = [start("done", tmp_path), start("done", tmp_path), start("error", tmp_path)]
+    roles[0].name = "coordinator"
+    if goes_on:
+        local.supervise(roles, Watched(), said.append, min_peers)
+        assert said == [f"peer error has failed: no memory left (its log: {roles[2].log}); the others go on without it"]
+    else:
+        with pytest.raises(RunFailedError, match="peer error: no memory left"):
+            local.supervise(roles, Watched(), said.append, min_peers)
+    stop(roles)
+
+
+def test_nothing_goes_on_without_a_coordinator(tmp_path: Path) -> None:
+    roles = [start("error", tmp_path), start("idle", tmp_path)]
+    roles[0].name = "coordinator"
+    with pytest.raises(RunFailedError, match="coordinator: no memory left"):
+        local.supervise(roles, Watched(), lambda _: None, min_peers=1)
     stop(roles)

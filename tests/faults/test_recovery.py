@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -38,42 +39,61 @@ def schedule(folder: Path, faults: list[str]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("faults", "log"),
-    [
-        (
-            [
-                "coordinator.before-reply.40",
-                "coordinator.before-log-write.3",
-                "coordinator.after-log-write.2",
-                "coordinator.between-partition-and-stream.1",
-                "coordinator.after-goodbye.1",
-            ],
-            "full",
-        ),
-        (
-            [
-                "coordinator.before-reply.61",
-                "cnn.before-update.27",
-                "cnn.in-checkpoint.2",
-                "mlp.in-checkpoint.3",
-                "mlp.before-leave.1",
-            ],
-            "full",
-        ),
-        (
-            [
-                "coordinator.in-thinning.1",
-                "cnn.before-update.47",
-                "mlp.in-checkpoint.5",
-                "coordinator.after-goodbye.1",
-            ],
-            "statistics",
-        ),
-    ],
-    ids=["the coordinator", "everybody", "without predictions"],
-)
-def test_kills_change_nothing(tmp_path: Path, undisturbed: Path, faults: list[str], log: str) -> None:
+# Numbers count from the process's start. A run has 75 exchanges; a peer writes a checkpoint every ten steps.
+SCHEDULES = {
+    "the coordinator": (
+        "full",
+        [
+            "coordinator.after-start.1",
+            "coordinator.before-serving.1",
+            "coordinator.before-reply.40",
+            "coordinator.before-log-write.3",
+            "coordinator.in-resuming.1",
+            "coordinator.after-log-write.2",
+            "coordinator.in-partition.1",
+            "coordinator.between-partition-and-stream.1",
+            "coordinator.after-goodbye.1",
+            "coordinator.before-summary.1",
+            "coordinator.after-summary.1",
+        ],
+    ),
+    "everybody": (
+        "full",
+        [
+            "coordinator.before-reply.61",
+            "cnn.after-welcome.1",
+            "cnn.before-update.27",
+            "cnn.in-checkpoint.2",
+            "mlp.between-rename-and-unlink.3",
+            "mlp.before-leave.1",
+            "mlp.after-leave.1",
+        ],
+    ),
+    "without predictions": (
+        "statistics",
+        [
+            "coordinator.in-thinning.1",
+            "cnn.before-update.47",
+            "mlp.in-checkpoint.5",
+            "coordinator.after-goodbye.1",
+        ],
+    ),
+}
+
+
+def test_every_point_in_the_code_is_scheduled() -> None:
+    root, points = Path(__file__).parents[2], set[str]()
+    for path in (p for room in ("coordinator", "entangled", "peer") for p in (root / room).rglob("*.py")):
+        for role, name in re.findall(r'faults\.point\(("coordinator"|[\w.]+), "([a-z ]+)"\)', path.read_text("utf-8")):
+            points.add(f"{'coordinator' if role.startswith(chr(34)) else 'peer'}.{name.replace(' ', '-')}")
+    roles = {"cnn": "peer", "mlp": "peer", "coordinator": "coordinator"}
+    scheduled = [fault.split(".") for _, faults in SCHEDULES.values() for fault in faults]
+    assert points == {f"{roles[role]}.{name}" for role, name, _ in scheduled}
+    assert len(points) == 18
+
+
+@pytest.mark.parametrize(("log", "faults"), SCHEDULES.values(), ids=SCHEDULES)
+def test_kills_change_nothing(tmp_path: Path, undisturbed: Path, log: str, faults: list[str]) -> None:
     scheduled = schedule(tmp_path / "faults", faults)
     settings = [*SMALL, f"--set=exchange.log={log}"]
     done = entangled("run", *settings, "--run-dir", str(tmp_path / "run"), faults=scheduled)
