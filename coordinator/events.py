@@ -98,11 +98,12 @@ Event = Joined | PredictionArrived | MetricsArrived | Paced | Settled | Left | D
 
 @dataclass(frozen=True)
 class Arrival:
-    """One prediction of a batch and when it came (wall-clock microseconds)."""
+    """One prediction of a batch, and when it came: in microseconds by the wall clock, in seconds by the session's."""
 
     probabilities: Probabilities
     received_at: int
     size: int
+    at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ class Exchange:
     targets: dict[str, Probabilities]
     staleness: int = 0
     """How many updates before the batch's own the predictions were made."""
+    at: float = 0.0
+    """When it was complete, by the session's clock, which never goes back."""
 
 
 @dataclass(frozen=True)

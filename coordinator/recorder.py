@@ -122,7 +122,6 @@ class Recorder:
         return items[-1] is None
 
     def _append(self, exchange: Exchange, measured: npt.NDArray[np.float32]) -> None:
-        answered_at = max(a.received_at for a in exchange.arrivals.values())
         for (peer, arrival), mine in zip(exchange.arrivals.items(), measured, strict=True):
             rows, classes = arrival.probabilities.shape
             self._writer.append(
@@ -140,7 +139,7 @@ class Recorder:
                     mine,
                     exchange.staleness,
                     arrival.received_at,
-                    answered_at - arrival.received_at,
+                    round((exchange.at - arrival.at) * 1e6),
                     arrival.size,
                 )
             )

@@ -120,7 +120,9 @@ async def _start(service: CoordinatorService, listen: str, lock: Lock) -> grpc.a
     try:
         lock.listen(server, listen)
     except RuntimeError:
-        raise EntangledError(f"cannot listen on {listen}: port in use, or not this host's address?") from None
+        raise EntangledError(
+            f"cannot listen on {listen}: port in use, or not this host's address? Choose another --listen"
+        ) from None
     await server.start()
     for part in ("", name):
         await checks.set(part, health_pb2.HealthCheckResponse.SERVING)

@@ -367,7 +367,7 @@ class Session:
         arrivals = self._pending.setdefault(index, {})
         if member.name in arrivals:
             return effects + self._warn_if_differs(member, event, arrivals[member.name])
-        arrivals[member.name] = Arrival(event.probabilities, event.received_at, event.size)
+        arrivals[member.name] = Arrival(event.probabilities, event.received_at, event.size, now)
         return effects + self._finish_exchanges(now)
 
     def _advance(self, member: Member, index: int, now: float) -> list[Effect]:
@@ -429,11 +429,11 @@ class Session:
     def _finish_exchanges(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
         while self._roster.suffice(self._pending.get(self.complete, {})):
-            effects += self._finish_exchange(self.complete)
+            effects += self._finish_exchange(self.complete, now)
             self._progressed_at = now
         return effects
 
-    def _finish_exchange(self, index: int) -> list[Effect]:
+    def _finish_exchange(self, index: int, now: float) -> list[Effect]:
         layout, _ = self._run()
         position = layout.position(index)
         sample_ids, digest = self._batch(position, index)
@@ -453,6 +453,7 @@ class Session:
             arrivals,
             dict(zip(arrivals, targets, strict=True)),
             min(self.lookahead or 0, index),
+            now,
         )
         self._recent[index] = exchange
         self.complete = index + 1

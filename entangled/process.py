@@ -13,8 +13,11 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NoReturn
 
-from entangled.errors import EntangledError, PatienceError, RunFailedError, UnreachableError
+from entangled.errors import EntangledError, PatienceError, RunFailedError
 from entangled.log_limit import LogLimit
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def log_to(path: Path) -> None:
@@ -34,9 +37,14 @@ def log_to(path: Path) -> None:
 
 def one_line(error: Exception) -> str:
     """An error of somebody else's as one line: its kind, what it says, and what to do where that is known."""
-    full = isinstance(error, OSError) and (error.errno == errno.ENOSPC or "errno = 28" in str(error))
-    if full:
-        return "no space left on the disk of the run's folder: free some, then go on with entangled run --resume"
+    if isinstance(error, OSError):
+        if error.errno in _FULL or "errno = 28" in str(error):
+            return "no space left on the disk of the run's folder: free some, then go on with entangled run --resume"
+        if error.errno in _FORBIDDEN:
+            return (
+                f"cannot write {error.filename or 'a file'}: it is read-only or somebody else's; mend its permissions, "
+                "or choose another --run-dir"
+            )
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
@@ -66,14 +74,15 @@ def main(work: Callable[[], None], command: str = "") -> None:
     """
     try:
         work()
-    except (PatienceError, RunFailedError, UnreachableError) as error:
+    except (PatienceError, RunFailedError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
         if command:
             again = shlex.join([*command.split(), *sys.argv[1:]])
             print(f"nothing is lost; to go on: {again}", file=sys.stderr, flush=True)  # noqa: T201
         sys.exit(1)
     except (EntangledError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        said = error if isinstance(error, EntangledError) else one_line(error)
+        print(f"error: {said}", file=sys.stderr, flush=True)  # noqa: T201
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr, flush=True)  # noqa: T201

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from entangled import __version__, grpc_settings
+from entangled import __version__, grpc_settings, process
 from entangled.cli import certs, doctor, log, study, tokens
 from entangled.errors import EntangledError
 
@@ -35,7 +35,8 @@ def main() -> None:
     try:
         app()
     except (EntangledError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        said = error if isinstance(error, EntangledError) else process.one_line(error)
+        typer.echo(f"error: {said}", err=True)
         sys.exit(1)
 
 

@@ -134,6 +134,7 @@ class Connection:
             raised = _raised(error)
             if isinstance(raised, UnreachableError):
                 why = await asyncio.to_thread(self._credentials.why_not, self.address)
+                why = why or ": is it running, and is this its address?"
                 raise UnreachableError(f"no coordinator answers at {self.address} within {seconds:g} s{why}") from None
             raise raised from None
         self.run_id = reply.run_id
@@ -383,7 +384,9 @@ class Connection:
                     self._waiters.append(asyncio.get_running_loop().create_future())
                     await self._waiters[-1]
         except TimeoutError:
-            raise UnreachableError(f"the coordinator at {self.address} does not answer any more") from None
+            raise UnreachableError(
+                f"the coordinator at {self.address} does not answer any more; go on by the same command when it does"
+            ) from None
 
     # ---- what goes
 

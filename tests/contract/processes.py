@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import resource
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -35,7 +36,7 @@ class LiveCoordinator:
 
     `limit` lowers the size of the largest message that it takes, `lock` is what callers need, `address` where it
     listens: on a socket in `folder`, unless something else is given. `beat` is how often it lets time pass, and speaks
-    where it has nothing to say, in seconds.
+    where it has nothing to say, in seconds. `disk` is how large its files may become, in bytes: then its disk is full.
     """
 
     def __init__(
@@ -46,13 +47,14 @@ class LiveCoordinator:
         lock: Lock | None = None,
         address: str = "",
         beat: float | None = None,
+        disk: int | None = None,
     ) -> None:
         self.experiment = experiment
         self.run = folder / "run"
         self.address = address or f"unix:{folder}/coordinator.sock"
         self._closing: list[Callable[[], None]] = []
         self._outcome, theirs = FORKS.Pipe(duplex=False)
-        arguments = theirs, experiment, self.address, self.run, limit, lock, beat
+        arguments = theirs, experiment, self.address, self.run, limit, lock, beat, disk
         self._process = FORKS.Process(target=_coordinate, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -181,11 +183,14 @@ def _coordinate(
     limit: int | None,
     lock: Lock | None,
     beat: float | None,
+    disk: int | None,
 ) -> None:
     from coordinator import server, service
     from entangled import process
 
     process.log_to(run / "coordinator.log")
+    if disk is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
     if beat is not None:
         service.TICK_SECONDS = service.HEARTBEAT_SECONDS = beat
     if limit is not None:

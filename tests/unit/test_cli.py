@@ -126,7 +126,8 @@ def test_a_peer_without_a_coordinator_says_so_in_one_line(tmp_path: Path) -> Non
         timeout=60,
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f"error: no coordinator answers at unix:{tmp_path}/no.sock within 0.5 s"
+    where = f"no coordinator answers at unix:{tmp_path}/no.sock within 0.5 s"
+    assert done.stderr.splitlines()[-1] == f"error: {where}: is it running, and is this its address?"
     assert "Traceback" not in done.stderr
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,20 @@ def test_a_run_that_goes_on_is_thinned_as_far_as_it_is_settled(tmp_path: Path) -
     with pytest.raises(LogError, match=r"exchange.log = statistics keeps no predictions that old.*start the run anew"):
         archive.exchange(layout.position(2), 2)
     assert [row.peer for row in archive.rows(layout.position(2), 2)] == list(PEERS)
+
+
+def test_waits_are_counted_by_a_clock_that_nobody_sets(tmp_path: Path) -> None:
+    """The wall clock is set back by an hour, and forward by two, while predictions come in."""
+    settings = experiment(PEERS, epochs=1)
+    log = Recorder(tmp_path, settings, lambda _: None, lambda _: None)
+    for exchange, jumps in zip(exchanges(settings), ([0, -3600, 7200], [9, 0, 0], [0, 0, -1]), strict=True):
+        for (peer, arrival), jump, at in zip(exchange.arrivals.items(), jumps, (10.0, 10.5, 11.0), strict=True):
+            exchange.arrivals[peer] = replace(arrival, received_at=10**15 + jump * 10**6, at=at)
+        log.add(replace(exchange, at=11.0))
+    log.close(finished=True)
+    rows = [row for row, _ in read(tmp_path)]
+    assert [row.wait_us for row in rows] == [1_000_000, 500_000, 0] * 3
+    assert [row.received_at - 10**15 for row in rows][:3] == [0, -3600 * 10**6, 7200 * 10**6]
+    again = Recorder(tmp_path, settings, lambda _: None, lambda _: None)
+    assert (again.resumed, again.members) == (3, PEERS)
+    again.close(finished=False)
