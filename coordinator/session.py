@@ -316,7 +316,7 @@ class Session:
             return self._fail(RunFailedError(f"peer {member.name} failed: {event.failure}"))
         self._roster.disconnect(event.connection, now)
         warning = Warn(f"peer {member.name} failed: {event.failure}; the others go on without it")
-        return [warning, *self._finish_exchanges(now)]
+        return [warning, *self._decide(), *self._finish_exchanges(now)]
 
     def _end_if(self, over: bool) -> list[Effect]:
         self.over = over
@@ -328,7 +328,7 @@ class Session:
             for m in self._roster.note_missing(now)
         ]
         if effects:
-            effects += self._finish_exchanges(now)
+            effects += self._decide() + self._finish_exchanges(now)
         members = self.members.values()
         if any(m.done for m in members) and all(m.done or m.missing for m in members):
             return [*effects, *self._end_if(now - self._progressed_at > LINGER)]
@@ -420,8 +420,12 @@ class Session:
         if self.lookahead is not None:
             return []
         member.pace = event.step_us, event.round_trip_us
+        return self._decide()
+
+    def _decide(self) -> list[Effect]:
+        """The look-ahead, when everybody who is expected has told its pace."""
         paces = [m.pace for m in self.members.values() if m.pace is not None]
-        if len(paces) < len(self.members):
+        if self.lookahead is not None or not paces or any(m.expected and m.pace is None for m in self.members.values()):
             return []
         self.lookahead = hiding(max(step for step, _ in paces), max(trip for _, trip in paces))
         return [Decided(self.lookahead)]

@@ -10,6 +10,7 @@ import pytest
 
 from coordinator.events import (
     Answer,
+    Decided,
     Departed,
     Disconnected,
     Effect,
@@ -18,6 +19,7 @@ from coordinator.events import (
     Joined,
     Left,
     MetricsArrived,
+    Paced,
     PredictionArrived,
     Recall,
     Record,
@@ -358,3 +360,26 @@ def test_one_that_was_missing_and_fails_at_the_end_does_not_keep_the_run_open(fa
         run.leave("b")
         run.wait(AFTER + 1)
     assert run.wait(LINGER + 1)[-1:] == [Finished()]
+
+
+def test_the_look_ahead_is_decided_without_those_who_are_missing() -> None:
+    run = Run("ab", lookahead="auto")
+    run.join("a")
+    assert run.handle(Paced(1, 1000, 100)) == []
+    (decided,) = [e for e in run.wait(AFTER + 1) if isinstance(e, Decided)]
+    assert decided.lookahead == run.session.lookahead
+    run.predict("a", 0)
+    assert run.recorded == [("a",)]
+
+
+@pytest.mark.parametrize("lookahead", [1, 3])
+def test_one_that_looked_ahead_and_vanished_is_in_what_it_predicted_and_in_nothing_else(lookahead: int) -> None:
+    run = Run("ab", lookahead=lookahead)
+    run.join("ab")
+    for index in range(lookahead):
+        run.predict("b", index)
+    run.leave("b")
+    run.wait(AFTER + 1)
+    for index in range(5):
+        run.predict("a", index)
+    assert run.recorded == [("a", "b")] * lookahead + [("a",)] * (5 - lookahead)
