@@ -163,12 +163,12 @@ compose down -v >"$scratch/down.log" 2>&1
 
 first=compose-test-$$ run=compose-test-$$-killed
 compose up -d >"$scratch/up.log" 2>&1 || fail "'up -d' failed: $(tail -3 "$scratch/up.log")"
+killed=$(container cnn) coordinator=$(container coordinator)
 until [ -e "runs/$run/exchange/epoch=0001.arrow" ]; do
-  [ "$(inspect coordinator '{{.State.Running}}')" = true ] || fail "the coordinator has ended"
+  [ "$(docker inspect -f '{{.State.Running}}' "$coordinator")" = true ] || fail "the coordinator has ended"
   sleep 0.1
 done
-killed=$(container cnn)
-docker kill -s KILL "$killed" "$(container coordinator)" >/dev/null
+docker kill -s KILL "$killed" "$coordinator" >/dev/null
 say "killed cnn and the coordinator in epoch 1"
 compose up -d >"$scratch/up.log" 2>&1 || fail "'up -d' failed: $(tail -3 "$scratch/up.log")"
 [ "$(container cnn)" = "$killed" ] || fail "another container took the place of the killed one"
@@ -183,4 +183,16 @@ if one != other:
     sys.exit(f"{one} is not {other}")
 PYTHON
 say "they came back, and every figure is the undisturbed run's"
+compose down -v >"$scratch/down.log" 2>&1
+
+# ---- the log, read in a container
+
+run=$first
+compose run --rm log summary --json >"$scratch/summary" || fail "the log cannot be read in a container"
+grep -q '"peer": "mlp"' "$scratch/summary" || fail "the log's summary has no mlp: $(cat "$scratch/summary")"
+say "docker compose run --rm log summary reads it"
+
+# ---- the same as on several hosts
+
+scripts/compose-hosts-test.sh "runs/$first"
 say "passed"
