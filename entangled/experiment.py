@@ -198,6 +198,10 @@ class Peer(_Settings):
     model: str
     """`cnn`, `mlp`, or `module:function`, a function of (input shape, classes) that returns a Keras model."""
     optimizer: Optimizer = Optimizer()
+    backend: Literal["tensorflow", "jax", "torch"] = "tensorflow"
+    """What Keras computes on. A peer that comes with a training loop of its own has no use for it."""
+    compile: bool = False
+    """On `torch`, compile the step with `torch.compile`; the others always do."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|gpu(:\d+)?)$")] = "auto"
     memory: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Of the GPU's, so that several peers fit on one: a share of it up to 1, MiB above that. Not given, it grows with
@@ -208,6 +212,12 @@ class Peer(_Settings):
     private: Private | None = None
     covers: Classes | None = None
     """The classes that this peer announces to have labels for; those of its private data where they stand here."""
+
+    @model_validator(mode="after")
+    def _compiled(self) -> Peer:
+        if self.compile and self.backend != "torch":
+            raise ValueError(f'compile says something only with backend = "torch"; "{self.backend}" always compiles')
+        return self
 
     @property
     def coverage(self) -> Classes | None:

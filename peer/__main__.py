@@ -14,6 +14,7 @@ import typer  # noqa: E402
 
 from entangled import atomic, process  # noqa: E402
 from entangled.errors import EntangledError  # noqa: E402
+from entangled.experiment import Experiment  # noqa: E402
 
 log = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -72,14 +73,20 @@ def _train(
         return
     sys.path.insert(0, os.getcwd())  # the user's own `module:function`
     try:
-        with join(coordinator, name, connect_seconds=connect_seconds, certs=certs, token_file=token_file) as joined:
-            from peer import backends, trainer
+        from peer import backends, trainer
 
+        def data(experiment: Experiment) -> None:
+            """The experiment's own; but it may come from Keras, which must know its backend by then."""
+            backends.select(experiment, name, device)
+
+        with join(
+            coordinator, name, data, connect_seconds=connect_seconds, certs=certs, token_file=token_file
+        ) as joined:
             log.info("peer %s trains model %s for %s", name, joined.experiment.peers[name].model, coordinator)
             backends.configure(joined.experiment, name, device)
-            data = joined.dataset
-            learner = backends.learner(joined.experiment, name, data.x.shape[1:], data.classes)
-            trainer.train(joined, learner, data, folder)
+            samples = joined.dataset
+            learner = backends.learner(joined.experiment, name, samples.x.shape[1:], samples.classes)
+            trainer.train(joined, learner, samples, folder)
             log.info("peer %s is done", name)
     except EntangledError:
         raise

@@ -52,6 +52,8 @@ def choose(experiment: Experiment, name: str, data: Any, classes: int | None) ->
     """
     if name not in experiment.peers:
         raise MembershipError("no such peer in this experiment", expected=" or ".join(experiment.peer_names), got=name)
+    if callable(data):
+        data = data(experiment)
     if data is not None:
         return described(data, classes)
     if experiment.peers[name].private is not None:

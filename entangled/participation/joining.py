@@ -36,8 +36,9 @@ def join(
         address: the coordinator's, `host:port` or `unix:PATH`.
         name: of this peer in the experiment.
         data: the samples that predictions are exchanged on, which must be every peer's: a data set of
-            `entangled.datasets`; a `Fingerprint`; sample ids 0, 1, … or their number. None loads what the experiment
-            names. With ids alone, contents are not compared, which all peers must then agree on.
+            `entangled.datasets`; a `Fingerprint`; sample ids 0, 1, … or their number; or a function that gives one of
+            them for the run's experiment. None loads what the experiment names. With ids alone, contents are not
+            compared, which all peers must then agree on.
         classes: number of classes, where `data` is ids or their number.
         connect_seconds: how long to wait for a coordinator to be there.
         certs: the folder with this peer's certificate, for TLS.

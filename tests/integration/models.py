@@ -18,3 +18,15 @@ def noisy(input_shape: tuple[int, ...], classes: int) -> Any:
             keras.layers.Dense(classes, activation="softmax"),
         ]
     )
+
+
+def normed(input_shape: tuple[int, ...], classes: int) -> Any:
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            keras.layers.Flatten(),
+            keras.layers.Dense(16, activation="tanh"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(classes, activation="softmax"),
+        ]
+    )
