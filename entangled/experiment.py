@@ -195,8 +195,9 @@ class Private(_Settings):
 class Peer(_Settings):
     """One model and how it is trained."""
 
-    model: str
-    """`cnn`, `mlp`, or `module:function`, a function of (input shape, classes) that returns a Keras model."""
+    model: str = ""
+    """`cnn`, `mlp`, or `module:function`, a function of (input shape, classes) that returns a Keras model. Not given
+    where the peer comes with a training loop of its own, by `entangled.join`."""
     optimizer: Optimizer = Optimizer()
     backend: Literal["tensorflow", "jax", "torch"] = "tensorflow"
     """What Keras computes on. A peer that comes with a training loop of its own has no use for it."""

@@ -27,9 +27,13 @@ def select(experiment: Experiment, peer: str, device: str | None = None) -> None
         device: instead of the experiment's.
 
     Raises:
-        DataError: the device has less memory than asked for.
+        DataError: the peer has no model, or the device less memory than asked for.
     """
     settings = experiment.peers[peer]
+    if not settings.model:
+        raise DataError(
+            f"peers.{peer} has no model: it must come with a training loop of its own, which calls entangled.join"
+        )
     device = device or settings.device
     os.environ["KERAS_BACKEND"] = settings.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -49,6 +49,7 @@ class InMemoryCoordinator:
         self._numbers = itertools.count(1)
         self._answers: dict[tuple[int, Position], Answer] = {}
         self._ended: dict[int, EntangledError | None] = {}
+        self._end: EntangledError | None = None
 
     def peer(self, name: str) -> InMemoryExchange:
         """A way to the others for a new process of that name."""
@@ -63,7 +64,11 @@ class InMemoryCoordinator:
 
     def connect(self) -> int:
         """A new connection's number."""
-        return next(self._numbers)
+        with self.changed:
+            number = next(self._numbers)
+            if self.session.over:
+                self._ended[number] = self._end
+            return number
 
     def handle(self, connection: int, event: Event) -> None:
         """Take in an event; an error ends the connection it came on, as in the service."""
@@ -108,6 +113,7 @@ class InMemoryCoordinator:
                     pass
 
     def _end_all(self, error: EntangledError | None) -> None:
+        self._end = error
         for connection in range(next(self._numbers)):
             self._ended.setdefault(connection, error)
 

@@ -169,9 +169,9 @@ def test_a_loop_that_ends_too_early_has_failed(pool: ThreadPoolExecutor) -> None
 def test_mistakes_are_told_at_once_and_cost_nothing() -> None:
     coordinator = InMemoryCoordinator(experiment())
     a = peer(coordinator, "a")
-    first = next(a)
-    with pytest.raises(ProtocolError, match="epoch 0 step 0 was left out"):
-        next(a)
+    first, second = next(a), next(a)
+    with pytest.raises(ProtocolError, match=r"in order \(expected epoch 0 step 0; got epoch 0 step 1\)"):
+        second.submit(prediction("a", second.position, 4))
     for bad in (np.full((4, 2), 0.5), np.full((4, CLASSES), 0.5), np.full((4, CLASSES), np.nan), [["a"] * 3] * 4):
         with pytest.raises(PredictionError):
             first.submit(bad)

@@ -65,7 +65,7 @@ def backend(request: pytest.FixtureRequest, reference: Path) -> str:
     """A backend whose learners have done their work, in a process of their own."""
     command = [sys.executable, "-m", "tests.integration.learner_process", request.param, str(reference)]
     environment = {**os.environ, "KERAS_BACKEND": "none"}  # it must choose
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["computed"].endswith("computes on the CPU")
     return request.param
