@@ -1,5 +1,5 @@
 # `make run` sets everything up and runs the main job; `make check` sets everything up and passes every check.
-.PHONY: help setup run check lint test bench chaos compose-test proto clean
+.PHONY: help setup run check lint test docs bench chaos compose-test proto clean
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -10,6 +10,8 @@ setup: .venv/.stamp  ## make .venv with everything in it
 .venv/.stamp: pyproject.toml constraints.txt
 	[ -x .venv/bin/python ] || $(PYTHON) -m venv .venv
 	.venv/bin/pip install -q -c constraints.txt -e '.[tensorflow,dev]'
+	@if command -v npm >/dev/null && cd examples/node-peer && npm ci --silent --ignore-scripts --no-audit --no-fund; then :; \
+	else echo "NOT INSTALLED: what the peer in JavaScript needs (no npm, or it failed); its test will be skipped" >&2; fi
 	touch $@
 
 run: setup       ## the main job: a CNN and an MLP entangled on all of MNIST
@@ -26,6 +28,9 @@ lint: setup      ## all checks but the tests
 
 test: setup      ## the tests, two files at a time
 	pytest -n 2 --dist loadfile
+
+docs: setup      ## the pages and the API reference, as HTML in site/
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 bench: setup     ## the benchmarks: ratios measured side by side
 	python -m benchmarks.notebook

@@ -63,7 +63,7 @@ class TorchLearner(KerasLearner):
         with torch.no_grad():
             self.optimizer.apply([v.value.grad for v in variables], variables)
             right = (own.argmax(dim=1) == right_ones.argmax(dim=1)).sum()
-        return float(loss), int(right)
+        return loss.item(), int(right)
 
     def _tensor(self, array: npt.NDArray[np.float32]) -> torch.Tensor:
         return torch.tensor(array, device=self._device)  # a copy: what came off the wire cannot be written to
