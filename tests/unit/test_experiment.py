@@ -113,7 +113,7 @@ def test_a_key_of_another_schedule_is_not_offered_for_itself() -> None:
         ),
         ("peers={a={model='cnn'}}", "`peers`: an experiment needs at least two peers"),
         ("peers={}", "`peers`: an experiment needs at least two peers"),
-        ("peers.a.compile=true", 'compile says something only with backend = "torch"'),
+        ("peers.a.compile=true", '`peers.a`: compile says something only with backend = "torch"'),
         ("peers.a.backend=theano", "`peers.a.backend`: Input should be"),
         ("peers.a.device=tpu", "`peers.a.device`: String should match pattern"),
         ("peers.a.optimizer.learning_rate=0", "`peers.a.optimizer.learning_rate`: Input should be greater than 0"),
@@ -198,7 +198,7 @@ def test_dumps_writes_every_default_and_loads_gives_back_an_equal_one() -> None:
     assert tree["seed"] == 0
     assert tree["exchange"]["patience"] == value.exchange.patience
     assert list(tree["peers"]) == ["a", "linear"]
-    assert set(tree["peers"]["a"]) == {"model", "optimizer", "device", "threads"}
+    assert set(tree["peers"]["a"]) == {"model", "optimizer", "backend", "compile", "device", "threads"}
 
 
 def test_an_experiment_cannot_be_changed() -> None:
