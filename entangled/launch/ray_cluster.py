@@ -23,6 +23,7 @@ def connect(address: str, experiment: Experiment) -> Any:
     if address != "ray" and not address.startswith("ray://"):
         raise EntangledError("--on names no engine", expected="ray, or ray://HOST:PORT", got=address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # on a cluster that begins here, roles are no background work
     if "RAY_AUTH_MODE" not in os.environ and _has_token():
         os.environ["RAY_AUTH_MODE"] = "token"  # else Ray's client would not show it
     try:

@@ -30,6 +30,7 @@ class Cluster:
             "PYTHONPATH": str(ROOT),
             "TMPDIR": str(self.stations),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": os.urandom(32).hex(),
             # a node that is killed, whose ports are closed, is missed after seconds; one that is slow, is not
