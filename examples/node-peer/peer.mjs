@@ -14,6 +14,7 @@ const [address, name, inputsPath, labelsPath] = process.argv.slice(2)
 const proto = fileURLToPath(new URL('../../proto/entangled/v1/exchange.proto', import.meta.url))
 const options = { keepCase: true, longs: Number, defaults: true, oneofs: true }
 const { Coordinator } = grpc.loadPackageDefinition(loadSync(proto, options)).entangled.v1
+const PROTOCOL = 2 // with another one, nothing in this file may be right any more
 const MiB256 = 256 * 1024 * 1024
 const client = new Coordinator(address, grpc.credentials.createInsecure(), {
   'grpc.max_receive_message_length': MiB256, 'grpc.max_send_message_length': MiB256,
@@ -83,7 +84,7 @@ async function order(epoch) {
 }
 
 await new Promise((resolve, reject) => client.waitForReady(Date.now() + 60_000, (e) => (e ? reject(e) : resolve())))
-const { experiment_toml: toml, run_id } = await call('GetExperiment', { protocol_version: 1 })
+const { experiment_toml: toml, run_id } = await call('GetExperiment', { protocol_version: PROTOCOL })
 const [epochs, size] = ['epochs', 'batch_size'].map((key) => Number(toml.match(new RegExp(`^${key} = (\\d+)`, 'm'))[1]))
 const steps = Math.ceil(samples / size)
 const stream = client.Exchange()
@@ -98,7 +99,7 @@ async function next(kind) {
   }
 }
 
-stream.write({ join: { protocol_version: 1, peer: name, instance: randomUUID(), origin: `node ${process.pid}`, fingerprint } })
+stream.write({ join: { protocol_version: PROTOCOL, peer: name, instance: randomUUID(), origin: `node ${process.pid}`, fingerprint } })
 if ((await next('welcome')).run_id !== run_id) throw new Error('another run has taken this one\'s place')
 let loss = 0
 for (let epoch = 0; epoch < epochs; epoch++) {

@@ -7,8 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tests.integration.runs import ENTANGLED, entangled
 ROOT = Path(__file__).parents[2]
 NODE = ROOT / "examples" / "node-peer"
 SECONDS = 240.0
+KILLED = -9
 
 
 def node_is_here() -> bool:
@@ -59,17 +60,29 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             np.save(folder / "x.npy", data.x)
             np.save(folder / "y.npy", data.y)
             start("node", "node", str(NODE / "peer.mjs"), address, "node", "x.npy", "y.npy")
-        assert processes["pytorch"].wait(SECONDS) == -9, outputs(folder)
-        start_example("pytorch", "--checkpoints", "checkpoints")
-        give_up = time.monotonic() + SECONDS
-        for process in processes.values():
-            assert process.wait(max(give_up - time.monotonic(), 0.0)) == 0, outputs(folder)
+        with ThreadPoolExecutor(len(processes)) as pool:  # whoever fails is told of at once
+            ends = [pool.submit(ended_with, process, name, folder) for name, process in processes.items()]
+            try:
+                for end in as_completed(ends):
+                    if end.result() == KILLED:
+                        start_example("pytorch", "--checkpoints", "checkpoints")
+            except BaseException:
+                for process in processes.values():
+                    process.kill()
+                raise
+        assert processes["pytorch"].wait(SECONDS) == 0, outputs(folder)
         assert not list(faults.iterdir())
         yield folder / "run"
     finally:
         for process in processes.values():
             process.kill()
             process.wait()
+
+
+def ended_with(process: subprocess.Popen[bytes], name: str, folder: Path) -> int:
+    code = process.wait(SECONDS)
+    assert code == (KILLED if name == "pytorch" else 0), f"{name} ended with {code}\n{outputs(folder)}"
+    return code
 
 
 def outputs(folder: Path) -> str:
