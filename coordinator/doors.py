@@ -217,6 +217,8 @@ class _Entering:
         """The next message; a join must be in the caller's name."""
         reading = self._context.read()
         message = await (reading if self._joined else self._waiting.hold(reading, _host(self._context)))
+        if isinstance(message, pb.SamplesHeld) and self._caller is not None:
+            check_name(self._caller, message.peer)
         if isinstance(message, pb.PeerMessage) and message.HasField("join"):
             check_join(self._caller, message.join)
             self._joined = True

@@ -7,11 +7,12 @@ import uuid
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from coordinator.session import MAX_SAMPLES, Restored
-from entangled import atomic, process
-from entangled.alignment import Fingerprint
+from entangled import atomic, process, views
+from entangled.alignment import Fingerprint, SampleIds
 from entangled.errors import EntangledError, LogError
 
 
@@ -89,6 +90,21 @@ class RunFolder:
         """Keep the look-ahead that was decided."""
         self._description["lookahead"] = lookahead
         self._save()
+
+    @property
+    def common(self) -> SampleIds | None:
+        """The ids of the samples that all peers have, where each has its own features; None if that is not known."""
+        path = self.path / views.FILE
+        return np.load(path) if path.exists() else None
+
+    def agreed(self, common: SampleIds) -> None:
+        """Keep the ids of the samples that all peers have."""
+
+        def write(file: Path) -> None:
+            with file.open("wb") as stream:
+                np.save(stream, common)
+
+        atomic.write(self.path / views.FILE, write)
 
     def departed(self, peer: str, values: dict[str, float]) -> None:
         """Keep the final metrics of a peer that is done."""

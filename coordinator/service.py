@@ -41,11 +41,12 @@ from coordinator.events import (
     Warn,
     Welcome,
 )
+from coordinator.gathering import Gathering
 from coordinator.run_folder import RunFolder
-from coordinator.session import Session
+from coordinator.session import MAX_SAMPLES, Session
 from entangled import PROTOCOL_VERSION, codec, faults, membership
-from entangled.alignment import Position
-from entangled.errors import EntangledError, ProtocolError
+from entangled.alignment import Position, SampleIds
+from entangled.errors import EntangledError, PatienceError, ProtocolError
 from entangled.log_limit import printable
 from entangled.status import to_status
 from entangled.v1 import exchange_pb2 as pb
@@ -138,6 +139,7 @@ class CoordinatorService(CoordinatorServicer):
         self._folder = folder
         self._record = record
         self._thin = thin
+        self._gathering = Gathering(session.experiment.peer_names, folder.common)
         self._archives: dict[int, Archive] = {}
         self._connections: dict[int, tuple[_Stream, int]] = {}
         """For each of the session's connections, the stream and the channel on it."""
@@ -175,6 +177,39 @@ class CoordinatorService(CoordinatorServicer):
             return
         for chunk in chunks:
             yield chunk
+
+    async def AgreeSamples(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
+        """Take in which samples a peer has; answer with those that all have, when all have spoken."""
+        try:
+            if not self.session.experiment.vertical:
+                raise ProtocolError("the peers of this experiment have the same samples: there is nothing to agree on")
+            chunks: list[pb.SamplesHeld] = []
+            while (message := await _next(context)) is not grpc.aio.EOF:
+                codec.refuse_unknown(message)
+                chunks.append(message)
+                if sum(len(chunk.sample_ids) for chunk in chunks) > MAX_SAMPLES:
+                    raise ProtocolError("too many sample ids", expected=f"at most {MAX_SAMPLES}")
+            for note in self._gathering.hold(*codec.decode_held(chunks)):
+                log.warning(note)
+            if self._gathering.common is not None and self._folder.common is None:
+                self._folder.agreed(self._gathering.common)
+            for chunk in codec.encode_order(await self._common()):
+                await context.write(chunk)
+        except EntangledError as error:
+            log.warning("refused %s: %s", context.peer(), error)
+            await _abort(context, error)
+
+    async def _common(self) -> SampleIds:
+        patience = self.session.experiment.exchange.patience
+        give_up = time.monotonic() + patience
+        while self._gathering.common is None:
+            if self.over.done():
+                raise self.over.result() or ProtocolError("the run is over")
+            if time.monotonic() > give_up:
+                names = ", ".join(self._gathering.waited_for)
+                raise PatienceError(f"waited {patience:g} s for {names} to say which samples it has")
+            await asyncio.wait([self.over], timeout=TICK_SECONDS)
+        return self._gathering.common
 
     async def Exchange(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
         """One peer process's stream."""

@@ -210,6 +210,23 @@ def decode_fingerprint(message: pb.Fingerprint) -> Fingerprint:
     return Fingerprint(message.samples, message.classes, message.ids_digest, message.contents_digest)
 
 
+def encode_held(peer: str, ids: SampleIds) -> list[pb.SamplesHeld]:
+    """Which samples a peer has, as messages."""
+    return [
+        pb.SamplesHeld(peer=peer, sample_ids=ids[start : start + ORDER_CHUNK])
+        for start in range(0, max(len(ids), 1), ORDER_CHUNK)
+    ]
+
+
+def decode_held(chunks: list[pb.SamplesHeld]) -> tuple[str, SampleIds]:
+    """The peer and its samples' ids in messages; ProtocolError if there are none, or of several peers."""
+    names = {chunk.peer for chunk in chunks}
+    if len(names) != 1:
+        raise ProtocolError("one peer says which samples it has", expected="one name", got=", ".join(names) or "none")
+    ids = [np.fromiter(c.sample_ids, np.int64, len(c.sample_ids)) for c in chunks]
+    return names.pop(), np.concatenate(ids)
+
+
 def encode_order(order: SampleIds) -> Iterator[pb.SampleOrderChunk]:
     """A sample order as messages, made as they are asked for: all at once, they would weigh more than the order."""
     for start in range(0, len(order), ORDER_CHUNK):

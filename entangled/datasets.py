@@ -29,10 +29,13 @@ class Dataset(NamedTuple):
     test_x: npt.NDArray[np.float32]
     test_y: npt.NDArray[np.int64]
     classes: int
+    compared: npt.NDArray[np.int64] | None = None
+    """What peers compare instead of the contents, where these differ."""
 
     def fingerprint(self) -> Fingerprint:
         """Ids and contents of the training samples."""
-        return fingerprint(self.ids, self.classes, self.x, self.y)
+        contents = (self.x, self.y) if self.compared is None else (self.compared,)
+        return fingerprint(self.ids, self.classes, *contents)
 
 
 class Unlabelled(NamedTuple):
@@ -64,6 +67,14 @@ def load(name: str, classes: int | None = None) -> Dataset:
     Raises:
         DataError: there is no such data set, or it is not labelled samples.
     """
+    return load_named(name, classes)[0]
+
+
+def load_named(name: str, classes: int | None = None) -> tuple[Dataset, SampleIds]:
+    """As `load`, and with the ids by which others know the training samples, int64 `(samples,)`.
+
+    These are the array `ids` of an npz file; without it, the samples' places in the whole data set.
+    """
     base, start, stop = _slice(name)
     found = _read(base)
     needed = ARRAYS if classes is None else ARRAYS[:2]
@@ -77,11 +88,12 @@ def load(name: str, classes: int | None = None) -> Dataset:
     highest = int(max(y.max(initial=0), test_y.max(initial=0)))
     if classes is not None and highest >= classes:
         raise DataError(f"{base} has labels of more classes", expected=f"0 … {classes - 1}", got=str(highest))
-    x, y = x[start:stop], y[start:stop]
+    names = np.arange(len(x), dtype=np.int64) if found.get("ids") is None else _names(found["ids"], len(x), base)
+    x, y, names = x[start:stop], y[start:stop], names[start:stop]
     if len(x) == 0:
         raise DataError(f"{name} holds no samples")
     ids = np.arange(len(x), dtype=np.int64)
-    return Dataset(_scale(x), y, ids, _scale(test_x), test_y, classes or highest + 1)
+    return Dataset(_scale(x), y, ids, _scale(test_x), test_y, classes or highest + 1), names
 
 
 def load_unlabelled(name: str, classes: int | None = None) -> Unlabelled:
@@ -148,7 +160,7 @@ def _read(base: str) -> dict[str, object]:
 
 def _npz(file: IO[bytes]) -> dict[str, object]:
     with np.load(file) as arrays:
-        return {name: arrays[name] if name in ARRAYS else None for name in arrays}
+        return {name: arrays[name] if name in (*ARRAYS, "ids") else None for name in arrays}
 
 
 def _lacking(base: str, needed: tuple[str, ...], found: dict[str, object]) -> DataError:
@@ -183,6 +195,17 @@ def _labels(values: object, samples: int, where: str) -> npt.NDArray[np.int64]:
     if numbers.min(initial=0) < 0 or (numbers != labels.reshape(-1)).any():
         raise DataError(f"{where} holds labels that are not class numbers", expected="0, 1, 2 …")
     return numbers
+
+
+def _names(values: object, samples: int, where: str) -> SampleIds:
+    names = np.asarray(values)
+    if names.shape != (samples,) or names.dtype.kind not in "iu":
+        raise DataError(
+            f"{where}: ids is not one whole number for each sample",
+            expected=f"int64 {(samples,)}",
+            got=f"{names.dtype} {names.shape}",
+        )
+    return names.astype(np.int64)
 
 
 def _scale(x: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:

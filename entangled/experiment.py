@@ -64,9 +64,10 @@ class Publication(_Settings):
 class Exchange(_Settings):
     """What is exchanged, how, and how much it counts."""
 
-    data: str
+    data: str = ""
     """Samples that predictions are made on: `mnist`, `npz:PATH`, `keras:NAME`, `module:function`; `[a:b]` slices it.
-    Where peers have private data, their labels are not looked at, and need not be there."""
+    Where peers have private data, their labels are not looked at, and need not be there. Where
+    peers have views, those that name no data are of this."""
     classes: Annotated[int, Field(ge=2)] | None = None
     """How many there are; needed only where the data has no labels to tell."""
     shuffle: Shuffle = ShuffleBuffer(buffer=100)
@@ -192,6 +193,24 @@ class Private(_Settings):
         return self
 
 
+class View(_Settings):
+    """A peer's own features of samples that all peers have, joined by sample id.
+
+    `{}` says that the peer itself knows where they are: `entangled peer NAME --view npz:PATH`.
+    """
+
+    data: str | None = None
+    """As `exchange.data`, which it is if not given; an npz file has an array `ids` beside the others."""
+    columns: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(gt=0)]] | None = None
+    """Only the columns from the first number to before the second, of the last axis."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> View:
+        if self.columns is not None and self.columns[0] >= self.columns[1]:
+            raise ValueError("columns are [first, behind the last]")
+        return self
+
+
 class Peer(_Settings):
     """One model and how it is trained."""
 
@@ -211,6 +230,7 @@ class Peer(_Settings):
     """CPU threads for one operation; 0 leaves it to the framework. One is fastest for small models, and the results'
     last bits depend on it."""
     private: Private | None = None
+    view: View | None = None
     covers: Classes | None = None
     """The classes that this peer announces to have labels for; those of its private data where they stand here."""
 
@@ -309,6 +329,22 @@ class Experiment(_Settings):
         if "pooled" in self.baselines and not known:
             raise ValueError('baselines: "pooled" needs peers.NAME.private.data of every peer')
         return self
+
+    @model_validator(mode="after")
+    def _views(self) -> Experiment:
+        without = [name for name, peer in self.peers.items() if peer.view is None]
+        if without and len(without) < len(self.peers):
+            raise ValueError(f"either every peer has a view or none; peers.{without[0]}.view is missing")
+        if not without and self.private:
+            raise ValueError("peers have views of shared samples, or private data; not both")
+        if without and not self.exchange.data:
+            raise ValueError("`exchange.data` is missing")
+        return self
+
+    @property
+    def vertical(self) -> bool:
+        """Whether the peers have different features of the same samples."""
+        return any(peer.view is not None for peer in self.peers.values())
 
     @property
     def private(self) -> bool:
@@ -409,6 +445,8 @@ def _valid_keys(path: list[str], chosen: str) -> list[str]:
             model = Publication
         case ["peers", _, "private"]:
             model = Private
+        case ["peers", _, "view"]:
+            model = View
         case ["checkpoint"]:
             model = Checkpoint
         case ["ray", _]:

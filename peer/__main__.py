@@ -8,12 +8,13 @@ import logging  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Annotated  # noqa: E402
+from typing import Annotated, Any  # noqa: E402
 
 import typer  # noqa: E402
 
 from entangled import atomic, process  # noqa: E402
-from entangled.errors import EntangledError  # noqa: E402
+from entangled.datasets import Unlabelled  # noqa: E402
+from entangled.errors import EntangledError, ExperimentError  # noqa: E402
 from entangled.experiment import Experiment  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,20 @@ def peer(
         Path | None,
         typer.Option(help="File with this peer's token; or ENTANGLED_TOKEN.", envvar="ENTANGLED_TOKEN_FILE"),
     ] = None,
+    private: Annotated[
+        str | None,
+        typer.Option(
+            help="This peer's private data, npz:PATH or another data set's name; it stays here.",
+            envvar="ENTANGLED_PRIVATE",
+        ),
+    ] = None,
+    view: Annotated[
+        str | None,
+        typer.Option(
+            help="This peer's features of the samples that all have, npz:PATH; they stay here.",
+            envvar="ENTANGLED_VIEW",
+        ),
+    ] = None,
 ) -> None:
     """Train one peer of a run. The experiment comes from the coordinator.
 
@@ -49,7 +64,8 @@ def peer(
     entangled peer cnn --coordinator host:50051 --certs certs/cnn --run-dir runs/x
     """
     process.main(
-        lambda: _train(name, coordinator, run_dir, connect_seconds, device, certs, token_file), "entangled peer"
+        lambda: _train(name, coordinator, run_dir, connect_seconds, device, certs, token_file, private, view),
+        "entangled peer",
     )
 
 
@@ -61,6 +77,8 @@ def _train(
     device: str | None,
     certs: Path | None,
     token_file: Path | None,
+    private: str | None,
+    view: str | None,
 ) -> None:
     from entangled.participation.joining import join
 
@@ -75,24 +93,42 @@ def _train(
     try:
         from peer import backends, trainer
 
-        def data(experiment: Experiment) -> None:
-            """The experiment's own; but it may come from Keras, which must know its backend by then."""
+        def data(experiment: Experiment) -> str | None:
+            """This peer's own, or the experiment's; but it may come from Keras, which must know its backend by then."""
             backends.select(experiment, name, device)
+            return view
 
         with join(
             coordinator, name, data, connect_seconds=connect_seconds, certs=certs, token_file=token_file
         ) as joined:
             log.info("peer %s trains model %s for %s", name, joined.experiment.peers[name].model, coordinator)
             backends.configure(joined.experiment, name, device)
-            samples = joined.dataset
+            lessons = _lessons(joined, private) if joined.experiment.private or private else None
+            samples = joined.data if isinstance(joined.data, Unlabelled) else joined.dataset
             learner = backends.learner(joined.experiment, name, samples.x.shape[1:], samples.classes)
-            trainer.train(joined, learner, samples, folder)
+            trainer.train(joined, learner, samples, folder, private=lessons)
             log.info("peer %s is done", name)
     except EntangledError:
         raise
     except Exception as error:
         log.exception("peer %s cannot go on", name)
         process.leave(EntangledError(process.one_line(error)))
+
+
+def _lessons(joined: Any, private: str | None) -> Any:
+    """This peer's private data. Why it cannot be had stays here, for that may name it: the others hear only that."""
+    from peer import backends
+    from peer.private import lessons
+
+    experiment, name, public = joined.experiment, joined.name, joined.data
+    try:
+        if not isinstance(public, Unlabelled):
+            raise ExperimentError(f"the experiment says nothing of private data: peers.{name}.private is missing")
+        shape, classes = public.x.shape[1:], public.classes
+        return lessons(experiment, name, public, private, lambda: backends.learner(experiment, name, shape, classes))
+    except Exception:
+        joined.fail("its private data cannot be used; its own log says why")
+        raise
 
 
 if __name__ == "__main__":

@@ -23,17 +23,24 @@ class Learner(Protocol):
         """The probabilities `(rows, classes)` for a batch `(rows, …)`, as in use: without dropout and the like."""
         ...
 
-    def update(self, x: Inputs, labels: npt.NDArray[np.float32], target: SoftTarget) -> tuple[float, int]:
+    def update(
+        self, x: Inputs, labels: npt.NDArray[np.float32], target: SoftTarget, shared: Inputs | None = None
+    ) -> tuple[float, int]:
         """One step of the optimizer on CE(labels, p) + λ · KL.
 
         Args:
             x: inputs `(rows, …)`.
             labels: one-hot `(rows, classes)`.
-            target: the soft target for the same samples.
+            target: the soft target for the same samples, or for those of `shared`.
+            shared: with private data, the inputs that the soft target is about; `x` are private ones.
 
         Returns:
             The batch's loss, and the number of right predictions.
         """
+        ...
+
+    def learn(self, x: Inputs, labels: npt.NDArray[np.float32]) -> tuple[float, int]:
+        """One step of the optimizer on CE(labels, p) alone; the same returns as of `update`."""
         ...
 
     def state(self) -> State:

@@ -20,14 +20,21 @@ class EntangledLoss:
         self._cross_entropy = keras.losses.CategoricalCrossentropy()
         self._divergence = keras.losses.KLDivergence()
 
-    def __call__(self, labels: Any, own: Any, others: Any, weight: Any) -> Any:
+    def __call__(self, labels: Any, own: Any, others: Any, weight: Any, shared: Any = None) -> Any:
         """The loss, a scalar.
 
         Args:
             labels: one-hot `(rows, classes)` float32.
             own: this peer's probabilities, the same shape.
-            others: the soft target's probabilities, the same shape.
+            others: the soft target's probabilities, the same shape unless `shared` is given.
             weight: λ, a scalar.
+            shared: with private data, this peer's probabilities for the samples that `others` is about, in its shape;
+                `own` are then those for private samples.
         """
-        pair = (own, others) if self._direction == "self_other" else (others, own)
+        shared = own if shared is None else shared
+        pair = (shared, others) if self._direction == "self_other" else (others, shared)
         return self._cross_entropy(labels, own) + weight * self._divergence(*pair)
+
+    def alone(self, labels: Any, own: Any) -> Any:
+        """CE(labels, own) alone, a scalar."""
+        return self._cross_entropy(labels, own)

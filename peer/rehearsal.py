@@ -50,8 +50,10 @@ def rehearse(
 def _load(experiment: Experiment, name: str) -> tuple[Dataset | Unlabelled, str]:
     """What predictions are exchanged on, and a word about the peer's own data, if it has any that is named."""
     settings = experiment.peers[name].private
+    if experiment.vertical:
+        return views.load(experiment, name).data, ""
     if settings is None:
-        return datasets.load(experiment.exchange.data), ""
+        return datasets.load(experiment.exchange.data, experiment.exchange.classes), ""
     public = private_data.public(experiment)
     if settings.data is None:
         return public, "; its private data is not named in the experiment"

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from entangled import atomic, datasets, experiment_file, membership, process
+from entangled import atomic, datasets, experiment_file, membership, private_data, process, views
 from entangled.alignment import Fingerprint, Position, SampleIds, batch_digest, sample_order
+from entangled.datasets import Dataset, Unlabelled
 from entangled.distribution import STATISTICS, Probabilities, statistics, transmitted
 from entangled.errors import EntangledError, ExperimentError, LogError
 from entangled.exchange_log import Row, from_batch, genesis, partitions, prediction_digest, read_batches
@@ -32,6 +33,7 @@ from entangled.participation.peer import Peer
 from entangled.participation.seam import Exchange, SoftTarget
 from entangled.schedule import weight_at
 from peer.learner import Learner
+from peer.private import Lessons
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 FLUSH_EXCHANGES = 256
@@ -76,6 +78,10 @@ class LogExchange(Exchange):
                 got=f"{fingerprint.samples} samples, contents {got}",
             )
         return 0
+
+    def agree(self, sample_ids: SampleIds) -> SampleIds:
+        """See `seam.Exchange.agree`: as was agreed in the run."""
+        return np.load(self._run.folder / views.FILE)
 
     def order(self, epoch: int) -> SampleIds:
         """See `seam.Exchange.order`."""
@@ -243,6 +249,9 @@ def replay(
     output: Annotated[
         Path | None, typer.Option("--run-dir", help="Folder of the replay [default: runs/NAME-replay-PEER-DATE-TIME]")
     ] = None,
+    private: Annotated[
+        str | None, typer.Option(help="The peer's private data or view, where it was given on its own side.")
+    ] = None,
 ) -> None:
     """Train one peer of a run again, alone, from the log of what the others predicted.
 
@@ -252,10 +261,12 @@ def replay(
 
     entangled replay runs/x cnn --set exchange.weight.end=0.2
     """
-    process.main(lambda: _replay(run_dir, peer, until, overrides or [], output))
+    process.main(lambda: _replay(run_dir, peer, until, overrides or [], output, private))
 
 
-def _replay(run_dir: Path, peer: str, until: int | None, overrides: list[str], output: Path | None) -> None:
+def _replay(
+    run_dir: Path, peer: str, until: int | None, overrides: list[str], output: Path | None, private: str | None
+) -> None:
     run = open_run(run_dir)
     if peer not in run.peers:
         raise LogError("the run has no such peer", expected=" or ".join(run.peers), got=peer)
@@ -281,7 +292,7 @@ def _replay(run_dir: Path, peer: str, until: int | None, overrides: list[str], o
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task(f"replaying {peer}", total=total)
         exchange = LogExchange(run, peer, experiment, folder, lambda done: progress.update(task, completed=done))
-        trained = _train(run, peer, experiment, exchange, folder, until, description["run_id"])
+        trained = _train(run, peer, experiment, exchange, folder, until, description["run_id"], private)
     seconds = (datetime.now() - now).total_seconds()
     if epochs == experiment.epochs:
         last = run.layout.position(total - 1)
@@ -293,7 +304,14 @@ def _replay(run_dir: Path, peer: str, until: int | None, overrides: list[str], o
 
 
 def _train(
-    run: Run, peer: str, experiment: Experiment, exchange: LogExchange, folder: Path, until: int | None, run_id: str
+    run: Run,
+    peer: str,
+    experiment: Experiment,
+    exchange: LogExchange,
+    folder: Path,
+    until: int | None,
+    run_id: str,
+    private: str | None,
 ) -> Learner:
     sys.path.insert(0, os.getcwd())  # the user's own `module:function`
     from peer import backends, trainer
@@ -301,22 +319,35 @@ def _train(
     backends.configure(experiment, peer)
     initial = run.folder / "peers" / peer / "initial.weights.h5"
     same_model = experiment.peers[peer].model == run.experiment.peers[peer].model
-    data = datasets.load(experiment.exchange.data)
+    data, own = _samples(run, experiment, peer, private)
     learner = backends.learner(experiment, peer, data.x.shape[1:], data.classes)
     weights = initial if same_model and initial.exists() else None
     joined = Peer(exchange, experiment, peer, run_id, data, until)
-    trainer.train(joined, learner, data, folder / "peers" / peer, weights)
+    trainer.train(joined, learner, data, folder / "peers" / peer, weights, own)
     return learner
+
+
+def _samples(
+    run: Run, experiment: Experiment, peer: str, own: str | None
+) -> tuple[Dataset | Unlabelled, Lessons | None]:
+    """What predictions were exchanged on, and what the peer learned from beside; the baselines are the run's."""
+    if experiment.vertical:
+        return views.load(experiment, peer, own).only(np.load(run.folder / views.FILE)), None
+    if not experiment.private:
+        return datasets.load(experiment.exchange.data, experiment.exchange.classes), None
+    from peer.private import lessons
+
+    public = private_data.public(experiment)
+    return public, lessons(experiment, peer, public, own, None)
 
 
 def _verdict(
     run: Run, peer: str, experiment: Experiment, exchange: LogExchange, trained: Learner, epochs: int
 ) -> Iterator[str]:
     values = exchange.values
-    yield (
-        f"{peer}: training loss {values['train_loss']:.4f}, training accuracy {values['train_accuracy']:.2%}, "
-        f"test accuracy {values['test_accuracy']:.2%}, test loss {values['test_loss']:.4f}"
-    )
+    shown = [("training loss", "train_loss", ".4f"), ("training accuracy", "train_accuracy", ".2%")]
+    shown += [("test accuracy", "test_accuracy", ".2%"), ("test loss", "test_loss", ".4f")]
+    yield f"{peer}: " + ", ".join(f"{what} {values[name]:{form}}" for what, name, form in shown if name in values)
     if experiment != run.experiment:
         return
     if exchange.first_difference is None:

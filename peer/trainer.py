@@ -9,26 +9,39 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from entangled import atomic, faults
-from entangled.datasets import Dataset
+from entangled.alignment import SampleIds
+from entangled.datasets import Dataset, Unlabelled
+from entangled.errors import DataError
 from entangled.participation.peer import Batch, Peer
 from entangled.participation.seam import SoftTarget
 from peer.board import Board
-from peer.data import batch as of_dataset
+from peer.data import one_hot
 from peer.learner import Inputs, Learner
+from peer.private import Lessons
 
 MEASURED_STEPS = 5
 """Where the look-ahead is to hide a round trip behind them."""
 
 log = logging.getLogger(__name__)
 
+MOST_CLASSES = 16
+"""So many classes, and no more, have their accuracies reported one by one."""
 
-def train(peer: Peer, learner: Learner, data: Dataset, folder: Path, initial_weights: Path | None = None) -> None:
+
+def train(
+    peer: Peer,
+    learner: Learner,
+    data: Dataset | Unlabelled,
+    folder: Path,
+    initial_weights: Path | None = None,
+    private: Lessons | None = None,
+) -> None:
     """Train one peer, from the beginning or from its last checkpoint, to the end.
 
     Args:
@@ -37,26 +50,42 @@ def train(peer: Peer, learner: Learner, data: Dataset, folder: Path, initial_wei
         data: the samples that predictions are exchanged on; the labels are this peer's own affair.
         folder: gets `initial.weights.h5`, `final.keras`, `metrics.jsonl`, `checkpoints/` and `tensorboard/`.
         initial_weights: a file to take them from, instead of the experiment's seed.
+        private: what it learns from, if not from `data`.
     """
     if initial_weights is not None:
         learner.load_weights(initial_weights)
-    _Training(peer, learner, data, folder).run()
+    _Training(peer, learner, data, folder, private).run()
 
 
-def evaluate(learner: Learner, x: Inputs, y: npt.NDArray[np.int64], size: int = 1000) -> tuple[float, float]:
-    """Accuracy, and mean cross-entropy (probabilities clipped at 1e-7), on labelled samples, `size` at once."""
-    correct, loss = 0, 0.0
+class Evaluation(NamedTuple):
+    """How good a model is on labelled samples."""
+
+    accuracy: float
+    loss: float
+    """Mean cross-entropy, probabilities clipped at 1e-7."""
+    by_class: dict[int, float]
+    """Accuracy on each class's samples, where there are some."""
+
+
+def evaluate(learner: Learner, x: Inputs, y: npt.NDArray[np.int64], size: int = 1000) -> Evaluation:
+    """Evaluate a model on labelled samples `x`, one or more, with class numbers `y`; `size` samples at once."""
+    right, loss = np.zeros(len(x), bool), 0.0
     for start in range(0, len(x), size):
         labels = y[start : start + size]
         p = learner.predict(x[start : start + size])
-        correct += int((p.argmax(axis=1) == labels).sum())
+        right[start : start + size] = p.argmax(axis=1) == labels
         loss -= float(np.log(np.clip(p[np.arange(len(labels)), labels], 1e-7, 1.0)).sum(dtype=np.float64))
-    return correct / len(x), loss / len(x)
+    by_class = {int(c): float(right[y == c].mean()) for c in np.unique(y)}
+    return Evaluation(float(right.mean()), loss / len(x), by_class)
 
 
 class _Training:
-    def __init__(self, peer: Peer, learner: Learner, data: Dataset, folder: Path) -> None:
+    def __init__(
+        self, peer: Peer, learner: Learner, data: Dataset | Unlabelled, folder: Path, private: Lessons | None
+    ) -> None:
         self._peer, self._learner, self._data, self._folder = peer, learner, data, folder
+        self._private = private
+        self._baselines = private.baselines if private else {}
         self._losses: list[float] = []
         """Of this epoch's batches so far."""
         self._correct = self._rows = 0
@@ -81,23 +110,35 @@ class _Training:
                 self._losses, self._correct, self._rows, began = [], 0, 0, time.monotonic()
         board.close()
         _write_model(self._folder / "final.keras", self._learner.save)
-        tested: dict[str, float] = {}
-        if len(self._data.test_x):
-            tested["test_accuracy"], tested["test_loss"] = evaluate(self._learner, self._data.test_x, self._data.test_y)
+        tested = self._tested()
         faults.point(self._peer.name, "before leave")
         self._peer.finish(**tested)
         faults.point(self._peer.name, "after leave")
 
+    def _tested(self) -> dict[str, float]:
+        """Test figures of the model and the baselines; by class, too, where there are others to compare with."""
+        data = self._private.data if self._private else self._data
+        if not isinstance(data, Dataset) or not len(data.test_x):
+            return {}
+        own = evaluate(self._learner, data.test_x, data.test_y)
+        values = {"test_accuracy": own.accuracy, "test_loss": own.loss}
+        if self._private:
+            values |= _by_class("test", own)
+        for name, baseline in self._baselines.items():
+            found = evaluate(baseline.learner, data.test_x, data.test_y)
+            values |= {f"{name}_accuracy": found.accuracy, **_by_class(name, found)}
+        return values
+
     def _step(self, batch: Batch) -> None:
         for ahead in batch.due:
             ahead.submit(self._learner.predict(self._data.x[ahead.ids]))
-        x, labels = of_dataset(self._data, batch.ids)  # while the exchange is under way
+        x = self._data.x[batch.ids]
         target = batch.result()
         faults.point(self._peer.name, "before update")
-        loss, right = self._learner.update(x, labels, target)
+        loss, right, rows = self._learn(batch, x, target)
         self._losses.append(loss)
         self._correct += right
-        self._rows += len(batch)
+        self._rows += rows
         self._weight = target.weight
         if batch.report_due:
             batch.report(**self._running())
@@ -106,14 +147,30 @@ class _Training:
         """What a step takes without any exchange. Leaves the learner as it was."""
         before = list(self._learner.state())
         ids = np.arange(min(self._peer.experiment.batch_size, len(self._data.x)))
-        x, labels = of_dataset(self._data, ids)
+        x = self._data.x[ids]
         times: list[float] = []
         for _ in range(1 + MEASURED_STEPS):  # the first is slow: it traces
             began = time.monotonic()
-            self._learner.update(x, labels, SoftTarget(self._learner.predict(x), 0.0))
+            self._update(0, ids, x, SoftTarget(self._learner.predict(x), 0.0))
             times.append(time.monotonic() - began)
         self._learner.restore(before)
         return median(times[1:])
+
+    def _learn(self, batch: Batch, x: Inputs, target: SoftTarget) -> tuple[float, int, int]:
+        """Update the model, and the baselines: the batch's loss, right predictions, and of how many."""
+        number = self._peer.course.layout.index(batch.position)
+        for baseline in self._baselines.values():
+            baseline.learn(number)
+        return self._update(number, batch.ids, x, target)
+
+    def _update(self, number: int, ids: SampleIds, x: Inputs, target: SoftTarget) -> tuple[float, int, int]:
+        """Update the model with the batch of that number, of these public or shared samples."""
+        if self._private is not None:
+            mine, labels = self._private.batches.batch(number)
+            return *self._learner.update(mine, labels, target, x), len(mine)
+        if not isinstance(self._data, Dataset):
+            raise DataError("there are no labels to learn from")
+        return *self._learner.update(x, one_hot(self._data.y[ids], self._data.classes), target), len(x)
 
     def _running(self) -> dict[str, float]:
         """Means over this epoch's batches so far."""
@@ -127,6 +184,7 @@ class _Training:
         atomic.sync(self._metrics)
         return {
             "learner": list(self._learner.state()),
+            "baselines": {name: list(b.learner.state()) for name, b in self._baselines.items()},
             "losses": np.array(self._losses, np.float64),
             "correct": self._correct,
             "rows": self._rows,
@@ -136,11 +194,19 @@ class _Training:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._learner.restore(state["learner"])
+        for name, baseline in self._baselines.items():
+            baseline.learner.restore(state["baselines"][name])
         self._losses = state["losses"].tolist()
         self._correct, self._rows, self._weight = state["correct"], state["rows"], state["weight"]
         with self._metrics.open("r+b") as lines:
             lines.truncate(state["metrics_bytes"])  # what was trained on after the checkpoint is trained on again
         log.info("peer %s goes on from its checkpoint", self._peer.name)
+
+
+def _by_class(name: str, found: Evaluation) -> dict[str, float]:
+    if max(found.by_class) >= MOST_CLASSES:
+        return {}
+    return {f"{name}_accuracy_{c}": accuracy for c, accuracy in found.by_class.items()}
 
 
 def _write_model(path: Path, save: Callable[[Path], object]) -> None:

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 
+from coordinator.gathering import Gathering
 from coordinator.session import (
     Answer,
     Disconnected,
@@ -44,6 +45,7 @@ class InMemoryCoordinator:
 
     def __init__(self, experiment: Experiment) -> None:
         self.session = Session(experiment, time.monotonic())
+        self.gathering = Gathering(experiment.peer_names)
         self.changed = threading.Condition()
         self.warnings: list[str] = []
         self._numbers = itertools.count(1)
@@ -136,6 +138,14 @@ class InMemoryExchange(Exchange):
         self._coordinator.handle(number, joined)
         self._connection = number
         return self._coordinator.session.complete
+
+    def agree(self, sample_ids: SampleIds) -> SampleIds:
+        """See `seam.Exchange.agree`."""
+        with self._coordinator.changed:
+            self._coordinator.gathering.hold(self._name, sample_ids)
+            self._coordinator.changed.notify_all()
+            self._coordinator.changed.wait_for(lambda: self._coordinator.gathering.common is not None)
+            return self._coordinator.gathering.common
 
     def order(self, epoch: int) -> SampleIds:
         """See `seam.Exchange.order`."""

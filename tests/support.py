@@ -28,6 +28,9 @@ def experiment(peers: tuple[str, ...] = ("a", "b"), epochs: int = 2, batch_size:
         "exchange": table,
         "peers": {name: {"model": "mlp"} for name in peers},
     }
+    if exchange.pop("vertical", False):
+        del table["vertical"]
+        values["peers"] = {name: {"model": "mlp", "view": {}} for name in peers}
     if exchange.get("combine") == "coverage":
         values["peers"] = {name: {"model": "mlp", "covers": [i % CLASSES]} for i, name in enumerate(peers)}
     return parse(values, "test")

@@ -321,6 +321,45 @@ def _guessed(report: Report, peer: str, what: str, count: int) -> str:
     return guessed(report["peers"].get(peer, {}).get(what), count)
 
 
+@app.command()
+def leakage(
+    folder: RunFolder,
+    shadow: Annotated[
+        list[Path] | None,
+        typer.Option(help="A run of the same experiment with another seed, for LiRA; again for more.", metavar="RUN"),
+    ] = None,
+    private: Annotated[
+        list[str] | None,
+        typer.Option(help="PEER=DATA: private data that was given on the peer's own side.", metavar="PEER=DATA"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What the logged predictions give away: can it be told which samples a peer has learned from?
+
+    Two attacks on each peer's last predictions: a threshold on the loss, and, with --shadow, LiRA. AUC is 0.5 where
+    nothing can be told. Some exchanged samples must be private ones, as if somebody had put them there to ask. Example:
+    `entangled log leakage runs/a --shadow runs/b --shadow runs/c`.
+    """
+    from entangled.log.audit import attack
+    from entangled.log.reader import open_run
+
+    own = {peer: data for peer, _, data in (part.partition("=") for part in private or [])}
+    found = attack(open_run(folder), [open_run(s) for s in shadow or []], own, noter())
+    if as_json:
+        show_json([asdict(line) for line in found])
+        return
+    show(
+        {
+            "peer": [line.peer for line in found],
+            "attack": [line.attack for line in found],
+            "members": [line.members for line in found],
+            "others": [line.others for line in found],
+            "AUC": [decimals(line.auc) for line in found],
+            "found at 1 % false": [percent(line.true_positives) for line in found],
+        }
+    )
+
+
 def _by(epoch: EpochDifference) -> str | None:
     if epoch.unknown:
         return "not kept"

@@ -7,7 +7,7 @@ import os
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -94,6 +94,7 @@ def run(
     from rich.console import Console
 
     from entangled.cli.progress import Progress
+    from entangled.cli.result import print_result
     from entangled.launch import local, on_ray
 
     console = Console()
@@ -107,7 +108,7 @@ def run(
     except KeyboardInterrupt:
         typer.echo(f"stopped; to go on: entangled run --resume {folder}{f' --on {on}' if on else ''}", err=True)
         raise typer.Exit(1) from None
-    _print_summary(console, json.loads((folder / "summary.json").read_text("utf-8")))
+    print_result(console, settings, json.loads((folder / "summary.json").read_text("utf-8")))
     console.print(f"run folder: {folder}", soft_wrap=True)
 
 
@@ -148,28 +149,3 @@ def experiments(
 
 def _become(role: str, arguments: list[str]) -> None:
     os.execv(sys.executable, [sys.executable, "-m", role, *arguments])
-
-
-def _print_summary(console: Any, summary: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from entangled.cli.tables import decimals, percent
-
-    table = Table()
-    for heading in ("peer", "train loss", "train accuracy", "test accuracy", "test loss", "agreement"):
-        table.add_column(heading, justify="left" if heading == "peer" else "right")
-    for name, p in summary["peers"].items():
-        table.add_row(
-            name,
-            decimals(p.get("train_loss")),
-            percent(p.get("train_accuracy")),
-            percent(p.get("test_accuracy")),
-            decimals(p.get("test_loss")),
-            percent(p.get("agreement")),
-        )
-    console.print(table)
-    if summary["missing"]:
-        console.print(f"missing at the end: {', '.join(summary['missing'])}")
-    console.print(
-        f"{summary['exchanges']} exchanges in {summary['wall_seconds']:.1f} s, final λ {summary['final_weight']:.4f}"
-    )

@@ -15,6 +15,7 @@ from entangled.participation.course import Course, Hooks, Place
 from entangled.participation.data import Data, choose, fingerprint_of
 from entangled.participation.seam import SoftTarget
 from entangled.participation.tree import Tree
+from entangled.views import View
 
 
 class AsyncBatch(Place):
@@ -165,6 +166,8 @@ async def join_async(
     try:
         await connection.open(connect_seconds)
         chosen = choose(connection.experiment, name, data, classes)
+        if isinstance(chosen, View):
+            chosen = chosen.only(await connection.agree(chosen.names))
         mine = fingerprint_of(chosen)
         complete = await connection.join(mine)
     except BaseException:

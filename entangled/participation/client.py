@@ -69,6 +69,10 @@ class CoordinatorClient(Exchange):
         """See `seam.Exchange.join`."""
         return self._run(self._connection.join(fingerprint))
 
+    def agree(self, sample_ids: SampleIds) -> SampleIds:
+        """See `seam.Exchange.agree`."""
+        return self._run(self._connection.agree(sample_ids))
+
     def order(self, epoch: int) -> SampleIds:
         """See `seam.Exchange.order`."""
         return self._run(self._connection.order(epoch))

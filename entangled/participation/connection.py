@@ -9,7 +9,7 @@ import socket
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -166,12 +166,20 @@ class Connection:
         await self._until(lambda: self._joined, self.patience)
         return self._complete
 
+    async def agree(self, sample_ids: SampleIds) -> SampleIds:
+        """See `seam.Exchange.agree`."""
+        return await self._again(lambda: self._agree(sample_ids))
+
     async def order(self, epoch: int) -> SampleIds:
         """See `seam.Exchange.order`."""
+        return await self._again(lambda: self._order(epoch))
+
+    async def _again(self, work: Callable[[], Awaitable[SampleIds]]) -> SampleIds:
+        """Do it again while the coordinator is away, for as long as patience lasts."""
         give_up = time.monotonic() + self.patience
         while True:
             try:
-                return await self._order(epoch)
+                return await work()
             except UnreachableError:
                 if time.monotonic() > give_up:
                     raise
@@ -484,6 +492,18 @@ class Connection:
             raise UnreachableError(f"the coordinator at {self.address} is silent") from None  # its channel was closed
         check_order(order, self._layout.samples)
         return order
+
+    async def _agree(self, sample_ids: SampleIds) -> SampleIds:
+        try:
+            call = self._stub.AgreeSamples(timeout=self.patience, metadata=self._credentials.metadata)
+            for chunk in codec.encode_held(self.peer, sample_ids):
+                await call.write(chunk)
+            await call.done_writing()
+            return codec.decode_order([chunk async for chunk in call])
+        except grpc.aio.AioRpcError as error:
+            raise _raised(error) from None
+        except asyncio.InvalidStateError:  # the call was over before all was said
+            raise UnreachableError(f"the coordinator at {self.address} does not answer") from None
 
     async def _leave(self, reason: str) -> None:
         """Say goodbye and wait until the coordinator has heard it, which is when it ends the stream."""

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from entangled import datasets
+from entangled import datasets, views
 from entangled.alignment import Fingerprint, fingerprint
 from entangled.datasets import Dataset, Unlabelled
 from entangled.errors import DataError, MembershipError
 from entangled.experiment import Experiment
+from entangled.views import View
 
 Data = Dataset | Unlabelled | Fingerprint
 
@@ -43,8 +44,8 @@ def described(data: Any, classes: int | None) -> Data:
     return fingerprint(ids.astype(np.int64), classes)
 
 
-def choose(experiment: Experiment, name: str, data: Any, classes: int | None) -> Data:
-    """What a peer exchanges predictions on: what it gave, or the experiment's own.
+def choose(experiment: Experiment, name: str, data: Any, classes: int | None) -> Data | View:
+    """What a peer exchanges predictions on: what it gave, or the experiment's own. A view is yet to be agreed on.
 
     Raises:
         MembershipError: the experiment has no such peer.
@@ -54,6 +55,13 @@ def choose(experiment: Experiment, name: str, data: Any, classes: int | None) ->
         raise MembershipError("no such peer in this experiment", expected=" or ".join(experiment.peer_names), got=name)
     if callable(data):
         data = data(experiment)
+    named = data if isinstance(data, str) else None
+    if experiment.vertical and (data is None or named is not None):
+        return views.load(experiment, name, named)
+    if named is not None:
+        return datasets.load(named, experiment.exchange.classes)
+    if isinstance(data, View):
+        return data
     if data is not None:
         return described(data, classes)
     if experiment.peers[name].private is not None:

@@ -9,6 +9,7 @@ from entangled import credentials
 from entangled.participation.client import CoordinatorClient
 from entangled.participation.data import choose
 from entangled.participation.peer import Peer
+from entangled.views import View
 
 
 def join(
@@ -36,9 +37,9 @@ def join(
         address: the coordinator's, `host:port` or `unix:PATH`.
         name: of this peer in the experiment.
         data: the samples that predictions are exchanged on, which must be every peer's: a data set of
-            `entangled.datasets`; a `Fingerprint`; sample ids 0, 1, … or their number; or a function that gives one of
-            them for the run's experiment. None loads what the experiment names. With ids alone, contents are not
-            compared, which all peers must then agree on.
+            `entangled.datasets`, or its name; a `Fingerprint`; sample ids 0, 1, … or their number; a `View`; or a
+            function that gives one of them for the run's experiment. None loads what the experiment names. With ids
+            alone, contents are not compared, which all peers must then agree on.
         classes: number of classes, where `data` is ids or their number.
         connect_seconds: how long to wait for a coordinator to be there.
         certs: the folder with this peer's certificate, for TLS.
@@ -57,7 +58,10 @@ def join(
     shown = credentials.load(Path(certs) if certs else None, Path(token_file) if token_file else None)
     client = CoordinatorClient(address, name, connect_seconds, shown)
     try:
-        return Peer(client, client.experiment, name, client.run_id, choose(client.experiment, name, data, classes))
+        chosen = choose(client.experiment, name, data, classes)
+        if isinstance(chosen, View):
+            chosen = chosen.only(client.agree(chosen.names))
+        return Peer(client, client.experiment, name, client.run_id, chosen)
     except BaseException:
         client.close()
         raise

@@ -29,6 +29,21 @@ class Exchange(Protocol):
         """
         ...
 
+    def agree(self, sample_ids: SampleIds) -> SampleIds:
+        """Before joining, where the peers have different features of the same samples: which samples all have.
+
+        Args:
+            sample_ids: of the samples that this peer has, in any order, each once.
+
+        Returns:
+            Those that all peers have, ascending.
+
+        Raises:
+            AlignmentError: there are none, or this peer lacks some that were agreed on before.
+            PatienceError: somebody was waited for too long.
+        """
+        ...
+
     def order(self, epoch: int) -> SampleIds:
         """The sample order of an epoch, int64."""
         ...

@@ -46,6 +46,14 @@ class SampleOrderChunk(_message.Message):
     sample_ids: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, sample_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class SamplesHeld(_message.Message):
+    __slots__ = ("peer", "sample_ids")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_IDS_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    sample_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, peer: _Optional[str] = ..., sample_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class PeerMessage(_message.Message):
     __slots__ = ("join", "prediction", "metrics", "leave", "settled", "pace", "heartbeat", "channel")
     JOIN_FIELD_NUMBER: _ClassVar[int]

@@ -44,6 +44,11 @@ class CoordinatorStub:
                 request_serializer=entangled_dot_v1_dot_exchange__pb2.GetSampleOrderRequest.SerializeToString,
                 response_deserializer=entangled_dot_v1_dot_exchange__pb2.SampleOrderChunk.FromString,
                 _registered_method=True)
+        self.AgreeSamples = channel.stream_stream(
+                '/entangled.v1.Coordinator/AgreeSamples',
+                request_serializer=entangled_dot_v1_dot_exchange__pb2.SamplesHeld.SerializeToString,
+                response_deserializer=entangled_dot_v1_dot_exchange__pb2.SampleOrderChunk.FromString,
+                _registered_method=True)
         self.Exchange = channel.stream_stream(
                 '/entangled.v1.Coordinator/Exchange',
                 request_serializer=entangled_dot_v1_dot_exchange__pb2.PeerMessage.SerializeToString,
@@ -70,6 +75,15 @@ class CoordinatorServicer:
     def GetSampleOrder(self, request, context):
         """The order of one epoch's samples, in chunks of at most 64 Ki ids. Idempotent, and the same at every call: it is a
         function of the experiment and the sample ids alone. FAILED_PRECONDITION until a first peer has joined.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AgreeSamples(self, request_iterator, context):
+        """Before joining, where the peers have different features of the same samples: say which samples this peer has, in
+        chunks, and end; the answer, when every peer has said so, is the ids that all have, ascending, in chunks. Idempotent.
+        Waits for as long as the experiment's `patience`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,6 +125,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
             'GetSampleOrder': grpc.unary_stream_rpc_method_handler(
                     servicer.GetSampleOrder,
                     request_deserializer=entangled_dot_v1_dot_exchange__pb2.GetSampleOrderRequest.FromString,
+                    response_serializer=entangled_dot_v1_dot_exchange__pb2.SampleOrderChunk.SerializeToString,
+            ),
+            'AgreeSamples': grpc.stream_stream_rpc_method_handler(
+                    servicer.AgreeSamples,
+                    request_deserializer=entangled_dot_v1_dot_exchange__pb2.SamplesHeld.FromString,
                     response_serializer=entangled_dot_v1_dot_exchange__pb2.SampleOrderChunk.SerializeToString,
             ),
             'Exchange': grpc.stream_stream_rpc_method_handler(
@@ -177,6 +196,33 @@ class Coordinator:
             target,
             '/entangled.v1.Coordinator/GetSampleOrder',
             entangled_dot_v1_dot_exchange__pb2.GetSampleOrderRequest.SerializeToString,
+            entangled_dot_v1_dot_exchange__pb2.SampleOrderChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AgreeSamples(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/entangled.v1.Coordinator/AgreeSamples',
+            entangled_dot_v1_dot_exchange__pb2.SamplesHeld.SerializeToString,
             entangled_dot_v1_dot_exchange__pb2.SampleOrderChunk.FromString,
             options,
             channel_credentials,

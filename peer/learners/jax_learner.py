@@ -51,10 +51,19 @@ class JaxLearner(KerasLearner):
         """See `peer.learner.Learner.predict`: `training=False`."""
         return np.asarray(self._predict(self._trainable, self._fixed, x))
 
-    def update(self, x: Inputs, labels: npt.NDArray[np.float32], target: SoftTarget) -> tuple[float, int]:
+    def update(
+        self, x: Inputs, labels: npt.NDArray[np.float32], target: SoftTarget, shared: Inputs | None = None
+    ) -> tuple[float, int]:
         """See `peer.learner.Learner.update`: `training=True`."""
+        return self._descend(x, labels, target.probabilities, np.float32(target.weight), shared)
+
+    def learn(self, x: Inputs, labels: npt.NDArray[np.float32]) -> tuple[float, int]:
+        """See `peer.learner.Learner.learn`: `training=True`."""
+        return self._descend(x, labels, None, None, None)
+
+    def _descend(self, *given: Any) -> tuple[float, int]:
         self._trainable, self._fixed, self._slots, loss, right = self._step(
-            self._trainable, self._fixed, self._slots, x, labels, target.probabilities, np.float32(target.weight)
+            self._trainable, self._fixed, self._slots, *given
         )
         return float(loss), int(right)
 
@@ -109,11 +118,17 @@ class JaxLearner(KerasLearner):
         return self.model.stateless_call(trainable, fixed, x, training=False)[0]
 
     def _step_pure(
-        self, trainable: Any, fixed: Any, slots: Any, x: Any, labels: Any, others: Any, weight: Any
+        self, trainable: Any, fixed: Any, slots: Any, x: Any, labels: Any, others: Any, weight: Any, public: Any
     ) -> tuple[Any, ...]:
         def objective(trainable: Any) -> tuple[Any, Any]:
             own, after, penalties = self.model.stateless_call(trainable, fixed, x, training=True, return_losses=True)
-            loss = self.loss(labels, own, others, weight)
+            shared = None
+            if public is not None:
+                shared, after, penalties = self.model.stateless_call(
+                    trainable, after, public, training=True, return_losses=True
+                )
+            alone = others is None
+            loss = self.loss.alone(labels, own) if alone else self.loss(labels, own, others, weight, shared)
             return loss + sum(penalties), (loss, own, after)
 
         gradients, (loss, own, fixed) = jax.grad(objective, has_aux=True)(trainable)

@@ -67,15 +67,21 @@ class TensorFlowLearner(KerasLearner):
         """See `peer.learner.Learner.predict`: `training=False`."""
         return self._call(self._predict_graph, tf.constant(x)).numpy()
 
-    def update(self, x: Inputs, labels: npt.NDArray[np.float32], target: SoftTarget) -> tuple[float, int]:
+    def update(
+        self, x: Inputs, labels: npt.NDArray[np.float32], target: SoftTarget, shared: Inputs | None = None
+    ) -> tuple[float, int]:
         """See `peer.learner.Learner.update`: `training=True`."""
-        loss, correct = self._call(
-            self._update_graph,
-            tf.constant(x),
-            tf.constant(labels),
-            tf.constant(target.probabilities),
-            tf.constant(target.weight, tf.float32),
-        )
+        given = tf.constant(target.probabilities), tf.constant(target.weight, tf.float32)
+        if shared is None:
+            loss, correct = self._call(self._update_graph, tf.constant(x), tf.constant(labels), *given)
+        else:
+            private = tf.constant(x), tf.constant(labels)
+            loss, correct = self._call(self._private_graph, *private, *given, tf.constant(shared))
+        return float(loss), int(correct)
+
+    def learn(self, x: Inputs, labels: npt.NDArray[np.float32]) -> tuple[float, int]:
+        """See `peer.learner.Learner.learn`: `training=True`."""
+        loss, correct = self._call(self._alone_graph, tf.constant(x), tf.constant(labels))
         return float(loss), int(correct)
 
     def _call(self, graph: Callable[..., Any], *tensors: Any) -> Any:
@@ -92,11 +98,23 @@ class TensorFlowLearner(KerasLearner):
         return self.model(x, training=False)
 
     def _update_graph(self, x: Any, labels: Any, others: Any, weight: Any) -> Any:
+        return self._descend(x, labels, lambda own: self.loss(labels, own, others, weight))
+
+    def _private_graph(self, x: Any, labels: Any, others: Any, weight: Any, shared: Any) -> Any:
+        def loss(own: Any) -> Any:
+            return self.loss(labels, own, others, weight, tf.identity(self.model(shared, training=True)))
+
+        return self._descend(x, labels, loss)
+
+    def _alone_graph(self, x: Any, labels: Any) -> Any:
+        return self._descend(x, labels, lambda own: self.loss.alone(labels, own))
+
+    def _descend(self, x: Any, labels: Any, loss_of: Callable[[Any], Any]) -> Any:
         with tf.GradientTape() as tape:
             # Behind an identity, Keras takes the probabilities as they are, clipped at 1e-7; else it would find the
             # logits that the softmax made them from.
             own = tf.identity(self.model(x, training=True))
-            loss = self.loss(labels, own, others, weight)
+            loss = loss_of(own)
             objective = tf.add_n([loss, *self.model.losses]) if self.model.losses else loss
         gradients = tape.gradient(objective, self.model.trainable_variables)
         self.optimizer.apply(gradients, self.model.trainable_variables)

@@ -52,11 +52,23 @@ class TorchLearner(KerasLearner):
         with torch.no_grad():
             return self._predict(self._tensor(x)).cpu().numpy()
 
-    def update(self, x: Inputs, labels: npt.NDArray[np.float32], target: SoftTarget) -> tuple[float, int]:
+    def update(
+        self, x: Inputs, labels: npt.NDArray[np.float32], target: SoftTarget, shared: Inputs | None = None
+    ) -> tuple[float, int]:
         """See `peer.learner.Learner.update`: `training=True`."""
-        right_ones = self._tensor(labels)
         weight = torch.tensor(target.weight, dtype=torch.float32, device=self._device)
-        loss, objective, own = self._losses(self._tensor(x), right_ones, self._tensor(target.probabilities), weight)
+        public = None if shared is None else self._tensor(shared)
+        return self._descend(x, labels, self._tensor(target.probabilities), weight, public)
+
+    def learn(self, x: Inputs, labels: npt.NDArray[np.float32]) -> tuple[float, int]:
+        """See `peer.learner.Learner.learn`: `training=True`."""
+        return self._descend(x, labels, None, None, None)
+
+    def _descend(
+        self, x: Inputs, labels: npt.NDArray[np.float32], others: Any, weight: Any, public: Any
+    ) -> tuple[float, int]:
+        right_ones = self._tensor(labels)
+        loss, objective, own = self._losses(self._tensor(x), right_ones, others, weight, public)
         self.model.zero_grad()
         objective.backward()
         variables = self.model.trainable_variables
@@ -71,9 +83,11 @@ class TorchLearner(KerasLearner):
     def _predict_eager(self, x: Any) -> Any:
         return self.model(x, training=False)
 
-    def _losses_eager(self, x: Any, labels: Any, others: Any, weight: Any) -> tuple[Any, Any, Any]:
+    def _losses_eager(self, x: Any, labels: Any, others: Any, weight: Any, public: Any) -> tuple[Any, Any, Any]:
         own = self.model(x, training=True)
-        loss = self.loss(labels, own, others, weight)
+        shared = None if public is None else self.model(public, training=True)
+        alone = others is None
+        loss = self.loss.alone(labels, own) if alone else self.loss(labels, own, others, weight, shared)
         return loss, loss + sum(self.model.losses), own
 
 

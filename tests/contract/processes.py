@@ -119,6 +119,10 @@ class RemotePeer(Exchange):
         """See `seam.Exchange.join`."""
         return self._ask("join", fingerprint)
 
+    def agree(self, sample_ids: SampleIds) -> SampleIds:
+        """See `seam.Exchange.agree`."""
+        return self._ask("agree", sample_ids)
+
     def order(self, epoch: int) -> SampleIds:
         """See `seam.Exchange.order`."""
         return self._ask("order", epoch)

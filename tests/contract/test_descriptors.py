@@ -61,11 +61,13 @@ ALLOWED = {
     "Leave": {"failure": "string"},
     "GetExperimentRequest": {"protocol_version": "uint32"},
     "GetSampleOrderRequest": {"epoch": "uint32"},
+    "SamplesHeld": {"peer": "string", "sample_ids": "repeated int64"},
     "WatchRequest": {},
 }
 TENSOR = {"Prediction.probabilities", "Prediction.classes_of"}
 DIGESTS = {"Fingerprint.ids_digest", "Fingerprint.contents_digest", "Prediction.batch_digest"}
 SCALARS_BY_NAME = {"Metrics.values"}
+NAMES_OF_SAMPLES = {"SamplesHeld.sample_ids"}
 TYPES = {
     getattr(FieldDescriptor, name): name.removeprefix("TYPE_").lower()
     for name in dir(FieldDescriptor)
@@ -108,7 +110,7 @@ def test_guarantee_4_only_a_predictions_probabilities_could_hold_a_tensor() -> N
     fields = {f"{name(m)}.{f.name}": f for m in sent_by_peers() for f in m.fields}
     data = {key for key, field in fields.items() if TYPES[field.type] in ("bytes", "group")}
     assert data == TENSOR | DIGESTS
-    assert {key for key, field in fields.items() if field.is_repeated} == SCALARS_BY_NAME
+    assert {key for key, field in fields.items() if field.is_repeated} == SCALARS_BY_NAME | NAMES_OF_SAMPLES
     assert fields["Metrics.values"].message_type.GetOptions().map_entry  # a name may occur once
 
 
@@ -122,5 +124,5 @@ def test_the_walk_would_notice_a_new_field_anywhere() -> None:
 
 
 @pytest.mark.parametrize("method", list(pb.DESCRIPTOR.services_by_name["Coordinator"].methods), ids=lambda m: m.name)
-def test_only_the_exchange_takes_a_stream(method) -> None:
-    assert method.client_streaming == (method.name == "Exchange")
+def test_only_the_exchange_and_the_names_of_samples_take_a_stream(method) -> None:
+    assert method.client_streaming == (method.name in ("Exchange", "AgreeSamples"))

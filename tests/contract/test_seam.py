@@ -377,3 +377,14 @@ def test_a_peer_that_has_finished_may_still_be_told_to_fail(meet: Meet, backgrou
     whole_run(a, "a", settings)
     other.result(SECONDS)
     a.fail("too late")
+
+
+def test_peers_with_views_agree_on_the_samples_that_all_have(meet: Meet) -> None:
+    peer = meet(experiment(("a", "b"), vertical=True))
+    held = {"a": np.array([7, 3, 5]), "b": np.array([2, 5, 7, 70_000])}
+    with ThreadPoolExecutor() as pool:
+        agreed = list(pool.map(lambda name: peer(name).agree(held[name]), held))
+    assert [ids.tolist() for ids in agreed] == [[5, 7], [5, 7]]
+    assert peer("b").agree(held["b"]).tolist() == [5, 7]  # whoever comes back hears the same
+    with pytest.raises(AlignmentError, match="lacks samples that all peers had"):
+        peer("a").agree(held["a"][:2])

@@ -247,3 +247,18 @@ def test_guarantee_7_the_end_of_patience_is_told_to_everybody(coordinate: Coordi
     said = {str(peer.refused()) for peer in (a, b)} | {str(live.ended())}
     assert len(said) == 1
     assert "at epoch 0 step 0 for b (connected), c (not connected)" in said.pop()
+
+
+def test_samples_are_agreed_on_only_where_peers_have_views(stub: Any) -> None:
+    held = iter([pb.SamplesHeld(peer="a", sample_ids=[1])])
+    error = refusal(stub.AgreeSamples(held, **WAIT))
+    assert isinstance(error, ProtocolError)
+    assert "there is nothing to agree on" in str(error)
+
+
+def test_an_agreement_ends_when_somebody_is_waited_for_too_long(coordinate: Coordinate) -> None:
+    live = coordinate(experiment(vertical=True, patience=0.5))
+    call = CoordinatorStub(live.channel()).AgreeSamples(iter([pb.SamplesHeld(peer="a", sample_ids=[1])]), **WAIT)
+    with pytest.raises(grpc.RpcError) as refused:
+        list(call)
+    assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -24,6 +24,8 @@ class Proxy:
         """Connections that were cut at once."""
         self.up = self.down = 0
         """Pieces of data that were passed on, to the coordinator and from it."""
+        self.sent = bytearray()
+        """All that was said to the coordinator."""
         self._target, self._delay = target, delay
         self._refuse = 0
         self._open: set[asyncio.StreamWriter] = set()
@@ -120,6 +122,7 @@ class Proxy:
                     continue
                 if up:
                     self.up += 1
+                    self.sent += data
                 else:
                     self.down += 1
                 writer.write(data)

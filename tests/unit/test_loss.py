@@ -124,7 +124,7 @@ def test_evaluation_counts_every_sample_once() -> None:
     model = linear_model(2)
     learner = TensorFlowLearner(model, keras.optimizers.SGD(0.1), EntangledLoss("self_other"))
     x, y = RANDOM.normal(size=(25, 3)).astype(np.float32), RANDOM.integers(0, CLASSES, 25)
-    accuracy, loss = evaluate(learner, x, y, size=10)
+    accuracy, loss, _ = evaluate(learner, x, y, size=10)
     p = np.asarray(model(x), np.float64)
     assert accuracy == pytest.approx((p.argmax(axis=1) == y).mean())
     assert loss == pytest.approx(-np.log(p[np.arange(25), y]).mean(), rel=1e-5)
