@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from entangled import datasets, experiment_file, private_data, process
+from entangled import datasets, experiment_file, private_data, process, views
 from entangled.datasets import Dataset, Unlabelled
 from entangled.errors import EntangledError
 from entangled.experiment import Experiment

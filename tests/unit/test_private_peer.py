@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,9 @@ class Recorded(Exchange):
 
     def agree(self, sample_ids: SampleIds) -> SampleIds:
         return sample_ids
+
+    def lookahead(self, step_seconds: Callable[[], float]) -> int:
+        return 0
 
     def order(self, epoch: int) -> SampleIds:
         return sample_order(np.arange(PUBLIC), "full", 0, epoch)
