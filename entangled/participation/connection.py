@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import time
@@ -20,7 +21,7 @@ from entangled import PROTOCOL_VERSION, codec, faults
 from entangled.alignment import Fingerprint, Layout, Position, SampleIds, batch_digest, check_order
 from entangled.credentials import NOTHING, Credentials
 from entangled.distribution import Probabilities
-from entangled.errors import AlignmentError, EntangledError, ProtocolError, UnreachableError
+from entangled.errors import AlignmentError, EntangledError, PredictionError, ProtocolError, UnreachableError
 from entangled.experiment import Experiment
 from entangled.experiment_file import loads
 from entangled.participation.seam import SoftTarget
@@ -339,6 +340,13 @@ class Connection:
                 f"the coordinator answered {target.position} with another batch",
                 expected=f"batch digest {asked.digest.hex()}",
                 got=f"batch digest {target.digest.hex()}",
+            )
+        shape = asked.message.prediction.rows, asked.message.prediction.classes
+        if target.probabilities.shape != shape or not math.isfinite(target.weight):
+            raise PredictionError(
+                f"the coordinator's soft target for {target.position} is none",
+                expected=f"{shape[0]} × {shape[1]} probabilities, and a finite λ",
+                got=f"{' × '.join(map(str, target.probabilities.shape))}, λ {target.weight}",
             )
         del self._in_flight[index]
         self._unsettled.append((index, asked.message))

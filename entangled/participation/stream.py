@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from entangled.errors import EntangledError, UnreachableError
+from entangled.errors import EntangledError, ProtocolError, UnreachableError
 from entangled.status import from_status
 from entangled.v1 import exchange_pb2 as pb
 
@@ -66,6 +66,12 @@ class Stream:
     async def _read(self) -> None:
         try:
             while (message := await self._call.read()) is not grpc.aio.EOF:
+                if message is None:  # which is how gRPC says that it cannot be decoded
+                    if not self._why.done():
+                        what = f"what the coordinator at {self._address} sends is no message"
+                        self._why.set_result(ProtocolError(what))
+                    self._call.cancel()
+                    break
                 self.heard += 1
                 self._arrived(message)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +144,38 @@ def test_the_coordinator_refuses_what_it_cannot_listen_on(tmp_path: Path) -> Non
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: cannot listen on nowhere.invalid:1")
     assert "Traceback" not in done.stderr
+
+
+def test_certificates_are_made_kept_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = RUNNER.invoke(cli.app, ["certs", "init", "smoke", "--host", "gpu1.example.com"])
+    assert made.exit_code == 0, made.output
+    lines = {line.split("  ")[0]: line for line in made.stdout.splitlines()}
+    assert list(lines) == ["certs/ca", "certs/coordinator", "certs/cnn", "certs/mlp", "certs/operator"]
+    assert "entangled coordinator --certs certs/coordinator" in lines["certs/coordinator"]
+    assert "gpu1.example.com" in lines["certs/coordinator"]
+    assert lines["certs/cnn"].endswith("entangled peer cnn --certs certs/cnn")
+    again = RUNNER.invoke(cli.app, ["certs", "init", "smoke"])
+    assert all(line.endswith("(kept)") for line in again.stdout.splitlines())
+    shown = RUNNER.invoke(cli.app, ["certs", "show", "certs/coordinator"]).stdout
+    assert re.fullmatch(r"name   coordinator\nhosts  localhost, .*gpu1.example.com.*\nuntil  \d{4}-.* UTC\n", shown)
+
+
+def test_tokens_are_made_and_not_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = RUNNER.invoke(cli.app, ["tokens", "init", "smoke"])
+    assert made.exit_code == 0, made.output
+    assert "tokens/cnn.token  entangled peer cnn --token-file tokens/cnn.token" in made.stdout
+    assert "entangled coordinator --tokens tokens/coordinator.json" in made.stdout
+    assert not any(path.read_text().strip() in made.stdout for path in Path("tokens").glob("*.token"))
+    assert RUNNER.invoke(cli.app, ["tokens", "init", "smoke"]).stdout.count("(kept)") == 4
+
+
+def test_no_role_takes_a_token_as_an_argument() -> None:
+    """Every user of a host can read a process's arguments."""
+    for role in ("coordinator", "peer"):
+        done = subprocess.run(
+            [sys.executable, "-m", role, "--token", "x" * 43], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert done.returncode == 2
+        assert "No such option" in done.stderr
