@@ -55,7 +55,7 @@ class Progress:
             state = "done" if peer.done else f"epoch {peer.epoch + 1}/{self._experiment.epochs}"
             table.add_row(
                 f"[bold]{peer.name}[/]" if peer.connected or peer.done else f"[dim]{peer.name}[/]",
-                state if peer.connected or peer.done else "starting",
+                state if peer.connected or peer.done else "away" if peer.epoch or peer.step else "starting",
                 ProgressBar(total=steps, completed=steps if peer.done else activity.complete % steps, width=24),
                 *_numbers(peer),
                 f"λ {activity.weight:.4f}",

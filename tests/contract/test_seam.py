@@ -388,3 +388,30 @@ def test_peers_with_views_agree_on_the_samples_that_all_have(meet: Meet) -> None
     assert peer("b").agree(held["b"]).tolist() == [5, 7]  # whoever comes back hears the same
     with pytest.raises(AlignmentError, match="lacks samples that all peers had"):
         peer("a").agree(held["a"][:2])
+
+
+def test_the_others_go_on_without_one_that_stays_away_until_it_has_caught_up(meet: Meet, background) -> None:
+    settings = experiment(epochs=2, on_missing="continue", missing_after=0.2)
+    layout = settings.layout(SAMPLES)
+    peer = meet(settings)
+    a = peer("a")
+    a.join(data())
+    for index in range(4):
+        position = layout.position(index)
+        target = exchange(a, "a", position, settings)
+        assert target.weight == 0.0
+        assert target.probabilities.tobytes() == prediction("a", position, layout.rows(position.step)).tobytes()
+    b = peer("b")
+    assert b.join(data()) == 4
+    for index in range(4):
+        position = layout.position(index)
+        target = exchange(b, "b", position, settings)
+        assert target.weight == position.epoch / 2  # the schedule's: it is not b that was alone
+        assert target.probabilities.tobytes() == prediction("a", position, layout.rows(position.step)).tobytes()
+    for index in range(4, layout.positions):
+        position = layout.position(index)
+        waiting = background(exchange, a, "a", position, settings)
+        rows = layout.rows(position.step)
+        assert exchange(b, "b", position, settings).probabilities.tobytes() == prediction("a", position, rows).tobytes()
+        assert waiting.result(SECONDS).probabilities.tobytes() == prediction("b", position, rows).tobytes()
+    a.finish({"test_loss": 1.0}), b.finish({"test_loss": 1.0})

@@ -55,9 +55,9 @@ def test_a_peer_that_was_away_catches_up_and_every_replay_is_equal_to_the_bit(
     verdict = verify(open_run(launched.run))
     assert (verdict.fault, verdict.exchanges, verdict.finished) == (None, 300, True)
     found = members(launched.run)
-    assert set(found) == {("cnn", "mlp"), ("cnn",)}
+    assert {("cnn", "mlp"), ("cnn",)} <= set(found)  # ("mlp",) too, if the coordinator dies while the cnn is stopped
     assert found[-1] == ("cnn", "mlp")
-    assert found.count(("cnn",)) == verdict.not_by_all
+    assert sum(len(there) == 1 for there in found) == verdict.not_by_all
     for peer in ("cnn", "mlp"):
         done = entangled("replay", str(launched.run), peer, "--run-dir", str(tmp_path / peer))
         assert done.returncode == 0, done.stderr
