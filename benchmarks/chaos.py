@@ -13,6 +13,7 @@ at once is killed with SIGKILL at random moments; a run whose every process died
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -62,11 +63,23 @@ def roles(run: Path) -> dict[int, str]:
     return found
 
 
+def written(run: Path) -> int:
+    """Bytes in the log."""
+    total = 0
+    for path in (run / "exchange").rglob("*.*"):
+        with contextlib.suppress(OSError):  # it has become another just now
+            total += path.stat().st_size
+    return total
+
+
 def disturbed(run: Path, chance: random.Random, kills: Counter[str], *settings: str) -> None:
     """Run the experiment under `settings` in `run` to its end, killing."""
     process = start(*EXPERIMENT, *settings, "--run-dir", str(run))
     while process.poll() is None:
-        wait_until = time.monotonic() + chance.uniform(2.0, 12.0)
+        before, at_work = written(run), chance.random() < 0.8
+        while at_work and process.poll() is None and written(run) == before:
+            time.sleep(0.1)  # most kills are to find it at work; some, while it starts
+        wait_until = time.monotonic() + chance.uniform(0.0, 5.0)
         while time.monotonic() < wait_until and process.poll() is None:
             time.sleep(0.02)
         victims = roles(run)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,8 +60,13 @@ def test_a_peer_that_was_away_catches_up_and_every_replay_is_equal_to_the_bit(
     assert {("cnn", "mlp"), ("cnn",)} <= set(found)  # ("mlp",) too, if the coordinator dies while the cnn is stopped
     assert found[-1] == ("cnn", "mlp")
     assert sum(len(there) == 1 for there in found) == verdict.not_by_all
-    for peer in ("cnn", "mlp"):
-        done = entangled("replay", str(launched.run), peer, "--run-dir", str(tmp_path / peer))
+
+    def replay(peer: str) -> subprocess.CompletedProcess[str]:
+        return entangled("replay", str(launched.run), peer, "--run-dir", str(tmp_path / peer))
+
+    with ThreadPoolExecutor(2) as pool:
+        replays = list(pool.map(replay, ("cnn", "mlp")))
+    for done in replays:
         assert done.returncode == 0, done.stderr
         assert "equal the logged ones to the bit" in done.stdout
         assert "final weights: equal to the bit" in done.stdout
