@@ -104,11 +104,33 @@ def noise(backend: str, folder: Path) -> dict[str, Any]:
     return {**found, "loss without": cross_entropy + 0.1 * others_too}
 
 
+def private(backend: str, folder: Path) -> dict[str, Any]:
+    """Private labels: what must be the same as without, and the loss of a step on two batches."""
+    random = np.random.default_rng(5)
+    mine, public = random.random((2, 8, 28, 28), dtype=np.float32)
+    labels = one_hot(random.integers(0, 10, 8), 10)
+    others = random.dirichlet(np.ones(10), 8).astype(np.float32)
+    steps = {
+        "shared": lambda learner: learner.update(mine, labels, SoftTarget(others, 0.5)),
+        "private": lambda learner: learner.update(mine, labels, SoftTarget(others, 0.5), mine),
+        "without": lambda learner: learner.update(mine, labels, SoftTarget(others, 0.0)),
+        "alone": lambda learner: learner.learn(mine, labels),
+        "two": lambda learner: learner.update(mine, labels, SoftTarget(others, 0.5), public),
+    }
+    found: dict[str, Any] = {}
+    for name, step in steps.items():
+        learner = backends.learner(described(backend), "mlp", (28, 28), 10)
+        own, shared = learner.predict(mine), learner.predict(public)
+        found |= {f"{name} loss": step(learner)[0], f"{name} after": learner.predict(mine)}
+    divergence = (shared * np.log(shared / others)).sum(axis=1).mean()
+    return {**found, "two expected": -np.log(own[labels == 1]).mean() + 0.5 * divergence}
+
+
 def main(backend: str, folder: Path) -> None:
     """Do everything, and say what it was computed on."""
     module = backends.configure(described(backend), "cnn")
     (folder / backend).mkdir()
-    for name, work in {"parity": parity, "noise": noise}.items():
+    for name, work in {"parity": parity, "noise": noise, "private": private}.items():
         np.savez(folder / backend / f"{name}.npz", **work(backend, folder))
     print(json.dumps({"computed": module.devices_in_use()}))  # noqa: T201
 

@@ -101,6 +101,15 @@ def test_guarantee_6_the_same_bits_from_the_same_seed_and_from_a_checkpoint(refe
             assert found[name].tobytes() == found[name.replace("first", other)].tobytes()
 
 
+def test_private_labels_and_public_samples_are_two_batches_of_one_step(reference: Path, backend: str) -> None:
+    found = load(reference, backend, "private")
+    for one, other in (("shared", "private"), ("without", "alone")):
+        np.testing.assert_allclose(found[f"{one} loss"], found[f"{other} loss"], rtol=1e-5)
+        np.testing.assert_allclose(found[f"{one} after"], found[f"{other} after"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["two loss"], found["two expected"], rtol=1e-5)
+    assert np.abs(found["two after"] - found["shared after"]).max() > 1e-4
+
+
 def test_the_saved_model_is_anybodys(reference: Path, backend: str) -> None:
     found = load(reference, backend, "noise")
     model: Any = keras.models.load_model(reference / backend / "noisy.keras")
