@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from entangled.distribution import Probabilities
 from entangled.participation.seam import SoftTarget
 
 State = Sequence[npt.NDArray[Any]]
+Meet = Callable[[Probabilities], SoftTarget]
 Inputs = npt.NDArray[np.float32]
 
 
@@ -41,6 +42,19 @@ class Learner(Protocol):
 
     def learn(self, x: Inputs, labels: npt.NDArray[np.float32]) -> tuple[float, int]:
         """One step of the optimizer on CE(labels, p) alone; the same returns as of `update`."""
+        ...
+
+    def step(self, x: Inputs, labels: npt.NDArray[np.float32], exchange: Meet) -> tuple[float, int]:
+        """`predict`, `exchange`, `update`: to the bit, but with one forward pass where that makes no difference.
+
+        Args:
+            x: inputs `(rows, …)`.
+            labels: one-hot `(rows, classes)`.
+            exchange: publishes what was predicted and waits for the soft target.
+
+        Returns:
+            As `update`.
+        """
         ...
 
     def state(self) -> State:

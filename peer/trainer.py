@@ -17,6 +17,7 @@ import numpy.typing as npt
 from entangled import atomic, faults
 from entangled.alignment import SampleIds
 from entangled.datasets import Dataset, Unlabelled
+from entangled.distribution import Probabilities
 from entangled.errors import DataError
 from entangled.participation.peer import Batch, Peer
 from entangled.participation.seam import SoftTarget
@@ -130,18 +131,27 @@ class _Training:
         return values
 
     def _step(self, batch: Batch) -> None:
-        for ahead in batch.due:
-            ahead.submit(self._learner.predict(self._data.x[ahead.ids]))
         x = self._data.x[batch.ids]
-        target = batch.result()
-        faults.point(self._peer.name, "before update")
-        loss, right, rows = self._learn(batch, x, target)
+        if self._peer.look_ahead() == 0 and self._private is None and isinstance(self._data, Dataset):
+            labels = one_hot(self._data.y[batch.ids], self._data.classes)
+            loss, right = self._learner.step(x, labels, lambda own: self._result(batch, own))
+            rows = len(x)
+        else:
+            loss, right, rows = self._learn(batch, x, self._result(batch))
         self._losses.append(loss)
         self._correct += right
         self._rows += rows
-        self._weight = target.weight
         if batch.report_due:
             batch.report(**self._running())
+
+    def _result(self, batch: Batch, own: Probabilities | None = None) -> SoftTarget:
+        """Publish what is due, `own` if that is this batch's prediction, and wait for the soft target."""
+        for due in batch.due:
+            due.submit(self._learner.predict(self._data.x[due.ids]) if own is None else own)
+        target = batch.result()
+        self._weight = target.weight
+        faults.point(self._peer.name, "before update")
+        return target
 
     def _step_seconds(self) -> float:
         """What a step takes without any exchange. Leaves the learner as it was."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from entangled import experiment_file, grpc_settings
+from entangled import grpc_settings
 
 if TYPE_CHECKING:
     from entangled.credentials import Credentials
@@ -78,6 +78,7 @@ def _examine(
     seconds: float,
     mine: Credentials,
 ) -> Iterator[Finding]:
+    from entangled import experiment_file
     from entangled.launch import doctor as examine
 
     experiment = None if name is None else experiment_file.load(name, overrides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,20 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from entangled.distribution import Probabilities
 from entangled.errors import LogError
 from entangled.experiment import Experiment
-from peer.learner import State
+from entangled.participation.seam import SoftTarget
+from peer.learner import Inputs, Meet, State
 from peer.loss import EntangledLoss
 from peer.models import build
 
+PLAIN = {"core", "convolutional", "pooling", "reshaping", "merging", "activations"}
+"""Keras' own kinds of layers that do the same in training; not among them are normalisation and regularisation, such as
+dropout, recurrent layers and attention, which may drop out, and augmentation."""
 
-class KerasLearner:
+
+class KerasLearner(ABC):
     """A Keras model, its optimizer and loss; what computes comes with the backend."""
 
     def __init__(self, model: Any, optimizer: Any, loss: EntangledLoss) -> None:
@@ -24,6 +31,18 @@ class KerasLearner:
         self.optimizer = optimizer
         self.loss = loss
         optimizer.build(model.trainable_variables)
+
+    @abstractmethod
+    def predict(self, x: Inputs) -> Probabilities:
+        """See `peer.learner.Learner.predict`."""
+
+    @abstractmethod
+    def update(self, x: Inputs, labels: npt.NDArray[np.float32], target: SoftTarget) -> tuple[float, int]:
+        """See `peer.learner.Learner.update`."""
+
+    def step(self, x: Inputs, labels: npt.NDArray[np.float32], exchange: Meet) -> tuple[float, int]:
+        """See `peer.learner.Learner.step`."""
+        return self.update(x, labels, exchange(self.predict(x)))
 
     def state(self) -> State:
         """See `peer.learner.Learner.state`."""
@@ -56,6 +75,16 @@ class KerasLearner:
 
     def _variables(self) -> list[Any]:
         return [*self.model.variables, *self.optimizer.variables]
+
+
+def same_in_training(model: Any) -> bool:
+    """Whether `training=True` and `training=False` are one and the same to a model: one of layers known to be so."""
+    if isinstance(model, keras.Model):  # one of a class of the user's own may do anything
+        ours = type(model).__module__.startswith("keras.src.models.")
+        return ours and all(map(same_in_training, model.layers))
+    kind = type(model).__module__.removeprefix("keras.src.layers.").partition(".")[0]
+    plain = kind in PLAIN and not isinstance(model, keras.layers.Lambda | keras.layers.Wrapper)
+    return plain and getattr(model, "quantization_mode", None) is None
 
 
 def parts(experiment: Experiment, peer: str, shape: tuple[int, ...], classes: int) -> tuple[Any, Any, EntangledLoss]:

@@ -14,8 +14,8 @@ from entangled.distribution import Probabilities
 from entangled.errors import DataError
 from entangled.experiment import Experiment
 from entangled.participation.seam import SoftTarget
-from peer.learner import Inputs
-from peer.learners.keras_learner import KerasLearner, parts
+from peer.learner import Inputs, Meet
+from peer.learners.keras_learner import KerasLearner, parts, same_in_training
 from peer.loss import EntangledLoss
 
 
@@ -62,6 +62,20 @@ class TensorFlowLearner(KerasLearner):
     def __init__(self, model: Any, optimizer: Any, loss: EntangledLoss) -> None:
         super().__init__(model, optimizer, loss)
         self._traced: dict[tuple[object, ...], Any] = {}
+        self._one_pass = same_in_training(model)
+        self._meet: Meet | None = None
+        self._failure: BaseException | None = None
+
+    def step(self, x: Inputs, labels: npt.NDArray[np.float32], exchange: Meet) -> tuple[float, int]:
+        """See `peer.learner.Learner.step`: one graph, with the exchange between forward and backward pass."""
+        if not self._one_pass:
+            return super().step(x, labels, exchange)
+        self._meet, self._failure = exchange, None
+        try:
+            loss, correct = self._call(self._step_graph, tf.constant(x), tf.constant(labels))
+        except tf.errors.OpError:
+            raise self._failure or RuntimeError("the step failed") from None
+        return float(loss), int(correct)
 
     def predict(self, x: Inputs) -> Probabilities:
         """See `peer.learner.Learner.predict`: `training=False`."""
@@ -96,6 +110,26 @@ class TensorFlowLearner(KerasLearner):
 
     def _predict_graph(self, x: Any) -> Any:
         return self.model(x, training=False)
+
+    def _step_graph(self, x: Any, labels: Any) -> Any:
+        def loss(own: Any) -> Any:
+            others, weight = tf.numpy_function(self._exchanged, [own], [tf.float32, tf.float32])
+            others.set_shape(own.shape)
+            weight.set_shape(())
+            return self.loss(labels, own, others, weight)
+
+        return self._descend(x, labels, loss)
+
+    def _exchanged(self, own: Probabilities) -> tuple[Probabilities, np.float32]:
+        """The exchange as an operation of the graph; TensorFlow would make an error of its own of ours."""
+        try:
+            if self._meet is None:
+                raise RuntimeError("there is nobody to exchange with")
+            target = self._meet(own)
+        except BaseException as error:
+            self._failure = error
+            raise
+        return target.probabilities, np.float32(target.weight)
 
     def _update_graph(self, x: Any, labels: Any, others: Any, weight: Any) -> Any:
         return self._descend(x, labels, lambda own: self.loss(labels, own, others, weight))

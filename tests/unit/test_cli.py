@@ -179,3 +179,14 @@ def test_no_role_takes_a_token_as_an_argument() -> None:
         )
         assert done.returncode == 2
         assert "No such option" in done.stderr
+
+
+def test_help_imports_nothing_that_takes_its_time() -> None:
+    program = """
+import sys
+from entangled.cli.main import app
+heavy = {"numpy", "pydantic", "grpc", "google.protobuf", "pyarrow", "tensorflow", "keras", "torch"}
+sys.exit(", ".join(sorted(heavy & set(sys.modules))))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
