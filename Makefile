@@ -33,7 +33,7 @@ docs: setup      ## the pages and the API reference, as HTML in site/
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 bench: setup     ## the benchmarks: ratios measured side by side
-	python -m benchmarks.notebook
+	python -m benchmarks.report
 
 chaos: setup     ## kill at random for minutes, and check that nothing changed
 	python -m benchmarks.chaos
