@@ -69,9 +69,9 @@ def run(
             f"{folder} is not empty; choose another --run-dir, or go on with the run in it: "
             f"entangled run --resume {folder} --on {address}"
         )
-    previous = signal.signal(signal.SIGTERM, interrupt)
     launch: Launch | None = None
     ray = connect(address, experiment)
+    previous = signal.signal(signal.SIGTERM, interrupt)  # after Ray has set one that aborts
     atomic.private_folder(folder)
     (folder / PLACEMENT).write_text(dumps_placement(experiment), "utf-8")
     try:
