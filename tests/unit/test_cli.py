@@ -56,7 +56,7 @@ def test_a_shipped_experiment_is_shown_as_it_is(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["experiments", "--show", "minst"], "no such experiment (expected halves, mnist"),
+        (["experiments", "--show", "minst"], "no such experiment (expected halves, mixed, mnist, notebook"),
         (["run", "minst"], "no experiment `minst`: give a .toml file, or one of: "),
         (["run", "nowhere.toml"], "cannot read nowhere.toml: No such file or directory"),
         (["run", "smoke", "--set", "epochs"], "cannot understand --set (expected KEY=VALUE"),
