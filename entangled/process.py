@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NoReturn
@@ -56,13 +57,23 @@ def leave(error: EntangledError) -> NoReturn:
 
 
 def end_at_interrupt() -> None:
-    """Let Ctrl-C end the process at once with code 130: within a native library, Python could not raise it cleanly."""
+    """Let Ctrl-C end the process at once with code 130, also while its main thread is in a native library.
 
-    def end(*_: object) -> NoReturn:
+    Python runs a signal's handler only when the main thread is back in Python, and that may be waiting for the others
+    in the middle of TensorFlow's graph. The number of a signal that came is written to a pipe at once, wherever it is.
+    """
+    numbers, written = os.pipe()
+    os.set_blocking(written, False)
+
+    def end() -> None:
+        while signal.SIGINT not in os.read(numbers, 64):
+            pass  # another signal's
         os.write(2, b"stopped\n")
         os._exit(130)
 
-    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.set_wakeup_fd(written)
+    threading.Thread(target=end, name="interrupt", daemon=True).start()
 
 
 def main(work: Callable[[], None], command: str = "") -> None:
