@@ -112,21 +112,30 @@ def supervise(roles: list[Role], watch: Progressing, say: Callable[[str], None],
     Raises:
         RunFailedError: a role failed that the run cannot do without.
     """
-    roles, reached = [*roles], dict[str, int]()
-    while any(role.exit_code is None for role in roles):
+    roles, reached, late = [*roles], dict[str, int](), set[str]()
+    while any(role.exit_code != 0 for role in roles):
         for role in roles:
             if watch.reached.get(role.name, 0) > reached.get(role.name, 0):
                 reached[role.name], role.restarts = watch.reached[role.name], 0
+        _start_again(roles, say, late)
         _check(roles, say, min_peers)
         time.sleep(POLL_SECONDS)
-    _check(roles, say, min_peers)
 
 
-def _check(roles: list[Role], say: Callable[[str], None], min_peers: int | None) -> None:
+def _start_again(roles: list[Role], say: Callable[[str], None], late: set[str]) -> None:
+    """Start again what was killed; with a peer that was killed when the run was over, the coordinator that it needs."""
+    coordinator = next((role for role in roles if role.name == COORDINATOR), None)
+    over = coordinator is not None and coordinator.exit_code == 0
     for role in roles:
         if (role.exit_code or 0) < 0 and role.restarts < RESTARTS:
             say(f"{role.name} was killed ({role.why()}); started again")
             role.restart()
+            late |= {role.name} if over else set()
+    if coordinator is not None and over and any(role.name in late and role.exit_code is None for role in roles):
+        coordinator.restart()
+
+
+def _check(roles: list[Role], say: Callable[[str], None], min_peers: int | None) -> None:
     if not _failed(roles):
         return
     time.sleep(POLL_SECONDS)  # who failed first says most: a peer before the coordinator that tells the others

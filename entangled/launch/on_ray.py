@@ -94,6 +94,8 @@ class _Seat:
         self.name = role if role == COORDINATOR else f"peer {role}"
         self.place: Place | None = None
         self.done = False
+        self.late = False
+        """A peer that was started again when the coordinator was done."""
         self.restarts = 0
         self.activity = b""
         self.away_since: float | None = None
@@ -209,6 +211,9 @@ class Launch:
             self._say(f"{seat.name} was killed ({why}); started again")
             self._begin(seat)
             return
+        if seat.role == COORDINATOR and not code and any(s.late and not s.done for s in self._seats.values()):
+            self._begin(seat)
+            return
         while not seat.mirror.fetch():  # all that it wrote; it writes no more
             pass
         if code:
@@ -281,6 +286,7 @@ class Launch:
             source = f"{place.folder}/given/experiment.toml"
             arguments = ["coordinator", source, "--listen", self._address, "--run-dir", run]
         else:
+            self._have_coordinator(seat)
             arguments = ["peer", seat.role, "--coordinator", self._address, "--run-dir", run]
             arguments += ["--device", "gpu" if self._demands[seat.role]["num_gpus"] else "cpu"]
         seat.mirror.forget()
@@ -288,6 +294,13 @@ class Launch:
         seat.call("start", seat.name, arguments, f"run/{_log(seat.role)}")
         if seat.role == COORDINATOR:
             seat.call("watch", self._address, f"given/{OPERATOR}")
+
+    def _have_coordinator(self, peer: _Seat) -> None:
+        """A peer that is lost when the run is over, before its last files were copied, needs the coordinator again."""
+        coordinator = self._seats[COORDINATOR]
+        if coordinator.done:
+            peer.late, coordinator.done = True, False
+            self._begin(coordinator)
 
     def _missing(self, seat: _Seat, why: str) -> None:
         now = time.monotonic()

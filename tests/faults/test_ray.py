@@ -18,7 +18,7 @@ pytest.importorskip("ray", reason="NOT RUN: Ray is not installed (pip install 'e
 
 SMALL = [
     "smoke",
-    "--set=epochs=8",
+    "--set=epochs=40",  # long enough to lose a node in the middle
     "--set=exchange.data=mnist[:800]",
     "--set=batch_size=32",
     "--set=checkpoint.steps=10",
