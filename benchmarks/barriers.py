@@ -184,7 +184,7 @@ def bare(address: str, number: int, rows: Rows, classes: Classes, exchanges: Exc
 
 
 async def _bare(address: str, number: int, rows: int, classes: int, exchanges: int) -> None:
-    from entangled.participation.connection import OPTIONS
+    from entangled.participation.link import OPTIONS
 
     mine, watch = made_up(rows, classes, number), Stopwatch(exchanges)
     async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:

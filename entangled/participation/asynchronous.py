@@ -13,6 +13,7 @@ from entangled.errors import ProtocolError
 from entangled.participation.connection import Connection
 from entangled.participation.course import Course, Hooks, Place
 from entangled.participation.data import Data, choose, fingerprint_of
+from entangled.participation.link import Link
 from entangled.participation.seam import SoftTarget
 from entangled.participation.tree import Tree
 from entangled.views import View
@@ -162,21 +163,22 @@ async def join_async(
     Checkpoints are written on the loop's own thread, and so is the model's work, unless the loop hands it to another.
     """
     shown = credentials.load(Path(certs) if certs else None, Path(token_file) if token_file else None)
-    connection = Connection(address, name, shown)
+    link = Link(address, shown)
+    connection = Connection(link, name)
     try:
-        await connection.open(connect_seconds)
-        chosen = choose(connection.experiment, name, data, classes)
+        await link.open(connect_seconds)
+        chosen = choose(link.experiment, name, data, classes)
         if isinstance(chosen, View):
             chosen = chosen.only(await connection.agree(chosen.names))
         mine = fingerprint_of(chosen)
         complete = await connection.join(mine)
-    except BaseException:
+        peer = AsyncPeer(connection, Course(link.experiment, name, link.run_id, mine, complete), chosen)
+        try:
+            yield peer
+        except BaseException as error:
+            await peer.leave(error)
+            raise
+        await peer.leave(None)
+    finally:
         await connection.close()
-        raise
-    peer = AsyncPeer(connection, Course(connection.experiment, name, connection.run_id, mine, complete), chosen)
-    try:
-        yield peer
-    except BaseException as error:
-        await peer.leave(error)
-        raise
-    await peer.leave(None)
+        await link.close()

@@ -16,6 +16,7 @@ from entangled.distribution import Probabilities
 from entangled.errors import EntangledError, UnreachableError
 from entangled.experiment import Experiment
 from entangled.participation.connection import Connection
+from entangled.participation.link import Link
 from entangled.participation.seam import Exchange, SoftTarget
 from entangled.v1 import exchange_pb2 as pb
 
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 
 class CoordinatorClient(Exchange):
-    """`seam.Exchange` over one stream to a coordinator: a `Connection`, and a thread with a loop to run it on.
+    """`seam.Exchange` over one stream to a coordinator: a `Connection`, its link, and a thread with a loop for them.
 
     To hand a call over to the loop's thread costs a third of what it costs to start and stop a loop around each call.
 
@@ -48,9 +49,10 @@ class CoordinatorClient(Exchange):
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"peer {peer}", daemon=True)
         self._thread.start()
         self._told: queue.SimpleQueue[SoftTarget | EntangledError] = queue.SimpleQueue()
-        self._connection = Connection(address, peer, credentials)
+        self._link = Link(address, credentials)
+        self._connection = Connection(self._link, peer)
         try:
-            self._run(self._connection.open(connect_seconds))
+            self._run(self._link.open(connect_seconds))
         except EntangledError:
             self.close()
             raise
@@ -58,12 +60,12 @@ class CoordinatorClient(Exchange):
     @property
     def experiment(self) -> Experiment:
         """The coordinator's."""
-        return self._connection.experiment
+        return self._link.experiment
 
     @property
     def run_id(self) -> str:
         """Of the coordinator's run."""
-        return self._connection.run_id
+        return self._link.run_id
 
     def join(self, fingerprint: Fingerprint) -> int:
         """See `seam.Exchange.join`."""
@@ -130,6 +132,7 @@ class CoordinatorClient(Exchange):
         """Drop the connection."""
         if not self._loop.is_closed():
             self._run(self._connection.close())
+            self._run(self._link.close())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -140,7 +143,7 @@ class CoordinatorClient(Exchange):
 
     def _wait(self, position: Position) -> SoftTarget:
         try:
-            outcome = self._told.get(timeout=self._connection.patience)
+            outcome = self._told.get(timeout=self._link.patience)
         except queue.Empty:
             raise UnreachableError(f"the coordinator at {self.address} does not answer {position} any more") from None
         if isinstance(outcome, EntangledError):

@@ -1,4 +1,4 @@
-"""One peer's stream to a coordinator, asynchronous: makes it again when it breaks, and repeats what may be lost."""
+"""One peer over a link to a coordinator, asynchronous: joins again when it breaks, and repeats what may be lost."""
 
 from __future__ import annotations
 
@@ -10,49 +10,20 @@ import socket
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from statistics import median
-from typing import Any, NamedTuple
-
-import grpc
-import grpc.aio
+from typing import NamedTuple
 
 from entangled import PROTOCOL_VERSION, codec, faults
-from entangled.alignment import Fingerprint, Layout, Position, SampleIds, batch_digest, check_order
-from entangled.credentials import NOTHING, Credentials
+from entangled.alignment import Fingerprint, Layout, Position, SampleIds, batch_digest
 from entangled.distribution import Probabilities
 from entangled.errors import AlignmentError, EntangledError, PredictionError, ProtocolError, UnreachableError
-from entangled.experiment import Experiment
-from entangled.experiment_file import loads
+from entangled.participation.link import RETRY_SECONDS, ROUND_TRIP_SECONDS, Link
 from entangled.participation.seam import SoftTarget
 from entangled.participation.stream import Stream
-from entangled.status import from_status
 from entangled.v1 import exchange_pb2 as pb
-from entangled.v1.exchange_pb2_grpc import CoordinatorStub
 
 Outcome = SoftTarget | EntangledError
-
-OPTIONS = [
-    ("grpc.max_receive_message_length", codec.MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", codec.MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    # A new channel is a new connection: the old one may lead nowhere without knowing it.
-    ("grpc.use_local_subchannel_pool", 1),
-]
-TEND_SECONDS = 20.0
-"""Where nothing was sent for so long, a heartbeat is."""
-
-SILENT_TIMES = 5
-"""So many times as long without a word from the coordinator, and the stream leads nowhere: it would have sent three
-heartbeats."""
-
-RETRY_SECONDS = 0.2
-ROUND_TRIP_SECONDS = 60.0
-"""How long a reply that waits for nobody else may take."""
 
 ROUND_TRIPS = 5
 """Measured; their median counts."""
@@ -69,27 +40,23 @@ class _InFlight(NamedTuple):
 
 
 class Connection:
-    """What `seam.Exchange` is, with `await`, over one stream to a coordinator. Everything runs on one event loop.
+    """What `seam.Exchange` is, with `await`, over a link to a coordinator. Everything runs on one event loop.
 
-    A stream that breaks is made again, in the background, for as long as the experiment's patience; what is in flight,
-    and what was answered but may have been lost with the coordinator, is sent again, in order.
+    When the link's stream breaks, this peer joins again on the next one, in the background, for as long as the
+    experiment's patience; what is in flight, and what was answered but may have been lost with the coordinator, is sent
+    again, in order.
 
-    Made by `open`. `experiment` and `run_id` are the coordinator's.
+    Args:
+        link: an open one.
+        peer: this peer's name in the experiment.
     """
 
-    experiment: Experiment
-    run_id: str
-
-    def __init__(self, address: str, peer: str, credentials: Credentials = NOTHING) -> None:
+    def __init__(self, link: Link, peer: str) -> None:
         self.peer = peer
-        self.address = address
-        self._credentials = credentials
+        self._link = link
         self._instance = uuid.uuid4().hex
-        self._channel: Any = None
-        self._stub: Any = None
         self._stream: Stream | None = None
         self._joining: asyncio.Task[None] | None = None
-        self._tending: asyncio.Task[None] | None = None
         self._joined = False
         self._welcome: pb.Welcome | None = None
         self._broken: EntangledError | None = None
@@ -114,94 +81,37 @@ class Connection:
         """Answered predictions that the coordinator may still lose: sent again if it comes back without them."""
         self._waiters: list[asyncio.Future[None]] = []
 
-    async def open(self, seconds: float) -> None:
-        """Ask the coordinator for its experiment.
-
-        Args:
-            seconds: how long to wait for a coordinator to be there at all.
-
-        Raises:
-            UnreachableError: nobody answers at the address.
-            ProtocolError: the coordinator is of another version.
-            MembershipError: the coordinator does not let these credentials in.
-        """
-        self._channel = self._credentials.channel(self.address, OPTIONS)
-        self._stub = CoordinatorStub(self._channel)
-        request = pb.GetExperimentRequest(protocol_version=PROTOCOL_VERSION)
-        try:
-            shown = self._credentials.metadata
-            reply = await self._stub.GetExperiment(request, timeout=seconds, wait_for_ready=True, metadata=shown)
-        except grpc.aio.AioRpcError as error:
-            raised = _raised(error)
-            if isinstance(raised, UnreachableError):
-                why = await asyncio.to_thread(self._credentials.why_not, self.address)
-                why = why or ": is it running, and is this its address?"
-                raise UnreachableError(f"no coordinator answers at {self.address} within {seconds:g} s{why}") from None
-            raise raised from None
-        self.run_id = reply.run_id
-        self.experiment = loads(reply.experiment_toml, f"the experiment of {self.address}")
-
     async def close(self) -> None:
-        """Drop the connection."""
-        for task in (self._joining, self._tending):
-            if task is not None:
-                task.cancel()
-        if self._channel is not None:
-            await self._channel.close()
-        if self._stream is not None:
-            await self._stream.stop()
-
-    @property
-    def patience(self) -> float:
-        """Seconds after which the coordinator itself must have said that somebody was waited for too long."""
-        return self.experiment.exchange.patience + ROUND_TRIP_SECONDS
+        """Join no more."""
+        if self._joining is not None:
+            self._joining.cancel()
 
     # ---- the seam, with `await`
 
     async def join(self, fingerprint: Fingerprint) -> int:
         """See `seam.Exchange.join`."""
         self._fingerprint, self._error = fingerprint, None
-        self._encoding = codec.encoding(self.experiment.exchange.encoding)
-        self._layout = self.experiment.layout(fingerprint.samples)
+        self._encoding = codec.encoding(self._link.experiment.exchange.encoding)
+        self._layout = self._link.experiment.layout(fingerprint.samples)
         self._rejoin()
-        await self._until(lambda: self._joined, self.patience)
+        await self._until(lambda: self._joined, self._link.patience)
         return self._complete
 
     async def agree(self, sample_ids: SampleIds) -> SampleIds:
         """See `seam.Exchange.agree`."""
-        return await self._again(lambda: self._agree(sample_ids))
+        return await self._link.agree(self.peer, sample_ids)
 
     async def order(self, epoch: int) -> SampleIds:
         """See `seam.Exchange.order`."""
-        return await self._again(lambda: self._order(epoch))
-
-    async def _again(self, work: Callable[[], Awaitable[SampleIds]]) -> SampleIds:
-        """Do it again while the coordinator is away, for as long as patience lasts."""
-        give_up = time.monotonic() + self.patience
-        while True:
-            try:
-                return await work()
-            except UnreachableError:
-                if time.monotonic() > give_up:
-                    raise
-                await asyncio.sleep(RETRY_SECONDS)
+        return await self._link.order(epoch, self._layout.samples)
 
     async def decide(self, step_seconds: float) -> int:
         """See `seam.Exchange.lookahead`; tells the coordinator what a step and a round trip take, and waits."""
-        round_trip = median([await self._round_trip() for _ in range(ROUND_TRIPS)])
+        round_trip = median([await self._link.round_trip() for _ in range(ROUND_TRIPS)])
         self._pace = pb.Pace(step_us=round(step_seconds * 1e6), round_trip_us=round(round_trip * 1e6))
         self._say(pb.PeerMessage(pace=self._pace))
-        await self._until(lambda: self.decided is not None, self.patience)
+        await self._until(lambda: self.decided is not None, self._link.patience)
         return self.decided or 0
-
-    async def _round_trip(self) -> float:
-        began = time.perf_counter()
-        try:
-            request = pb.GetExperimentRequest(protocol_version=PROTOCOL_VERSION)
-            await self._stub.GetExperiment(request, timeout=ROUND_TRIP_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            raise _raised(error) from None
-        return time.perf_counter() - began
 
     async def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
         """See `seam.Exchange.submit`."""
@@ -215,7 +125,7 @@ class Connection:
             self._raise()
             if index not in self._in_flight:
                 raise _not_submitted(position)
-            await self._until(lambda: index in self._answers, self.patience)
+            await self._until(lambda: index in self._answers, self._link.patience)
         return self._answers.pop(index)
 
     async def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
@@ -225,7 +135,7 @@ class Connection:
 
     async def settle(self, complete: int) -> None:
         """See `seam.Exchange.settle`."""
-        await self._until(lambda: self._durable >= complete, self.patience)
+        await self._until(lambda: self._durable >= complete, self._link.patience)
 
     async def forget(self, complete: int) -> None:
         """See `seam.Exchange.forget`."""
@@ -240,11 +150,11 @@ class Connection:
         """See `seam.Exchange.finish`."""
         if self._unsettled:
             await self.settle(self._unsettled[-1][0] + 1)
-        give_up = time.monotonic() + self.patience
+        give_up = time.monotonic() + self._link.patience
         end = self._layout.position(self._layout.positions - 1)
         metrics = pb.Metrics(epoch=end.epoch, step=end.step, values=values, final=True)
         while not self._left:
-            await self._until(lambda: self._joined, self.patience)
+            await self._until(lambda: self._joined, self._link.patience)
             self._say(pb.PeerMessage(metrics=metrics))
             try:
                 await self._leave("")
@@ -303,7 +213,8 @@ class Connection:
 
     # ---- what comes
 
-    def _arrived(self, message: pb.CoordinatorMessage) -> None:
+    def arrived(self, message: pb.CoordinatorMessage) -> None:
+        """See `link.Speaker`."""
         match message.WhichOneof("kind"):
             case "soft_target":
                 try:
@@ -356,9 +267,8 @@ class Connection:
         else:
             tell(answer)
 
-    def _ended(self, stream: Stream, error: EntangledError | None) -> None:
-        if stream is not self._stream:
-            return
+    def ended(self, error: EntangledError | None) -> None:
+        """See `link.Speaker`."""
         self._stream, self._joined = None, False
         if error is None and self._leaving:
             self._left = True
@@ -400,9 +310,8 @@ class Connection:
                     self._waiters.append(asyncio.get_running_loop().create_future())
                     await self._waiters[-1]
         except TimeoutError:
-            raise UnreachableError(
-                f"the coordinator at {self.address} does not answer any more; go on by the same command when it does"
-            ) from None
+            gone = f"the coordinator at {self._link.address} does not answer any more"
+            raise UnreachableError(f"{gone}; go on by the same command when it does") from None
 
     # ---- what goes
 
@@ -421,7 +330,7 @@ class Connection:
             self._joining = asyncio.get_running_loop().create_task(self._keep_joining(self._fingerprint))
 
     async def _keep_joining(self, fingerprint: Fingerprint) -> None:
-        give_up = time.monotonic() + self.patience
+        give_up = time.monotonic() + self._link.patience
         while True:
             try:
                 return await self._join(fingerprint)
@@ -434,8 +343,7 @@ class Connection:
 
     async def _join(self, fingerprint: Fingerprint) -> None:
         self._welcome = self._broken = None
-        call = self._stub.Exchange(wait_for_ready=True, metadata=self._credentials.metadata)
-        stream = self._stream = Stream(call, self.address, self._arrived, self._ended)
+        stream = self._stream = self._link.speak(self)
         stream.send(
             pb.PeerMessage(
                 join=pb.Join(
@@ -449,10 +357,10 @@ class Connection:
         )
         await self._until(lambda: bool(self._welcome or self._broken), ROUND_TRIP_SECONDS)
         if self._welcome is None:
-            raise self._broken or UnreachableError(f"the coordinator at {self.address} does not answer")
-        if self._welcome.run_id != self.run_id:
+            raise self._broken or UnreachableError(f"the coordinator at {self._link.address} does not answer")
+        if self._welcome.run_id != self._link.run_id:
             raise ProtocolError(
-                "another run has taken this one's place", expected=self.run_id, got=self._welcome.run_id
+                "another run has taken this one's place", expected=self._link.run_id, got=self._welcome.run_id
             )
         faults.point(self.peer, "after welcome")
         self._complete = self._welcome.complete
@@ -464,54 +372,8 @@ class Connection:
         if self._pace is not None and self.decided is None:
             stream.send(pb.PeerMessage(pace=self._pace))
         self._joined = True
-        self._tending = asyncio.get_running_loop().create_task(self._tend(stream))
+        self._link.tend(stream)
         self._wake()
-
-    async def _tend(self, stream: Stream) -> None:
-        """Let a stream never be idle, and give it up where nothing comes any more.
-
-        gRPC notices a connection that is gone, but not one behind which somebody else goes on holding it.
-        """
-        heard, said, silent = stream.heard, stream.said, 0
-        while silent < SILENT_TIMES:
-            await asyncio.sleep(TEND_SECONDS)
-            if stream is not self._stream:
-                return
-            silent = 0 if stream.heard != heard else silent + 1
-            if stream.said == said:
-                stream.send(pb.PeerMessage(heartbeat=pb.Heartbeat()))
-            heard, said = stream.heard, stream.said
-        channel, self._channel = self._channel, self._credentials.channel(self.address, OPTIONS)
-        self._stub = CoordinatorStub(self._channel)
-        self._ended(stream, UnreachableError(f"the coordinator at {self.address} is silent"))
-        await channel.close()
-
-    async def _order(self, epoch: int) -> SampleIds:
-        channel = self._channel
-        try:
-            request, shown = pb.GetSampleOrderRequest(epoch=epoch), self._credentials.metadata
-            call = self._stub.GetSampleOrder(request, timeout=ROUND_TRIP_SECONDS, metadata=shown)
-            order = codec.decode_order([chunk async for chunk in call])
-        except grpc.aio.AioRpcError as error:
-            raise _raised(error) from None
-        except asyncio.CancelledError:
-            if channel is self._channel:
-                raise
-            raise UnreachableError(f"the coordinator at {self.address} is silent") from None  # its channel was closed
-        check_order(order, self._layout.samples)
-        return order
-
-    async def _agree(self, sample_ids: SampleIds) -> SampleIds:
-        try:
-            call = self._stub.AgreeSamples(timeout=self.patience, metadata=self._credentials.metadata)
-            for chunk in codec.encode_held(self.peer, sample_ids):
-                await call.write(chunk)
-            await call.done_writing()
-            return codec.decode_order([chunk async for chunk in call])
-        except grpc.aio.AioRpcError as error:
-            raise _raised(error) from None
-        except asyncio.InvalidStateError:  # the call was over before all was said
-            raise UnreachableError(f"the coordinator at {self.address} does not answer") from None
 
     async def _leave(self, reason: str) -> None:
         """Say goodbye and wait until the coordinator has heard it, which is when it ends the stream."""
@@ -522,7 +384,3 @@ class Connection:
 
 def _not_submitted(position: Position) -> ProtocolError:
     return ProtocolError(f"no prediction was submitted for {position}, or its result has been given already")
-
-
-def _raised(error: grpc.aio.AioRpcError) -> EntangledError:
-    return from_status(error.code(), error.details() or "", error.trailing_metadata() or ())

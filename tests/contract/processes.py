@@ -207,11 +207,11 @@ def _coordinate(
 
 
 def _follow(pipe: Connection, address: str, name: str, shown: Credentials, beat: float | None) -> None:
-    from entangled.participation import connection
+    from entangled.participation import link
     from entangled.participation.client import CoordinatorClient
 
     if beat is not None:
-        connection.TEND_SECONDS = beat
+        link.TEND_SECONDS = beat
 
     client = CoordinatorClient(address, name, DEADLINE, shown)
     with contextlib.suppress(EOFError):  # the test is over

@@ -18,7 +18,7 @@ from entangled.alignment import Position, batch_digest, fingerprint
 from entangled.errors import AlignmentError, EntangledError, MembershipError, PredictionError, ProtocolError
 from entangled.exchange_log import read
 from entangled.experiment import Experiment
-from entangled.participation import connection
+from entangled.participation import link
 from entangled.v1 import exchange_pb2 as pb
 from tests.contract.conftest import Coordinate
 from tests.contract.processes import LiveCoordinator
@@ -252,7 +252,7 @@ def test_guarantee_4_a_message_that_is_too_large_is_refused(coordinate: Coordina
 
 def test_both_sides_have_the_same_limit(settings: Experiment) -> None:
     huge = settings.model_copy(update={"batch_size": 10**9})
-    for options in ([*server.OPTIONS, *limits(huge, None)], connection.OPTIONS):
+    for options in ([*server.OPTIONS, *limits(huge, None)], link.OPTIONS):
         assert dict(options)["grpc.max_receive_message_length"] == codec.MAX_MESSAGE_BYTES
         assert dict(options)["grpc.max_send_message_length"] == codec.MAX_MESSAGE_BYTES
 

@@ -19,6 +19,7 @@ from entangled.alignment import Position, batch_digest, check_order
 from entangled.errors import AlignmentError, EntangledError, PredictionError, ProtocolError, RunFailedError
 from entangled.experiment_file import dumps, loads
 from entangled.participation.connection import Connection
+from entangled.participation.link import Link
 from entangled.participation.seam import SoftTarget
 from entangled.status import REFUSAL_KEY, from_status, to_status
 from entangled.v1 import exchange_pb2 as pb
@@ -63,15 +64,17 @@ async def exchanged(address: str, wires: list[bytes]) -> SoftTarget:
     )
     server.add_insecure_port(address)
     await server.start()
-    peer = Connection(address, "a")
-    peer.experiment, peer.run_id = SETTINGS, "run"
-    peer._channel = grpc.aio.insecure_channel(address)
-    peer._stub = CoordinatorStub(peer._channel)
+    link = Link(address)
+    link.experiment, link.run_id = SETTINGS, "run"
+    link._channel = grpc.aio.insecure_channel(address)
+    link._stub = CoordinatorStub(link._channel)
+    peer = Connection(link, "a")
     try:
         await peer.join(data())
         return await peer.exchange(START, IDS, prediction("a", START, len(IDS)))
     finally:
         await peer.close()
+        await link.close()
         await server.stop(None)
 
 

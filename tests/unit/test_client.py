@@ -16,7 +16,7 @@ from entangled.alignment import Position, batch_digest
 from entangled.errors import RunFailedError
 from entangled.participation import stream
 from entangled.participation.client import CoordinatorClient
-from entangled.participation.connection import Connection
+from entangled.participation.link import Link
 from entangled.status import to_status
 from entangled.v1 import exchange_pb2 as pb
 from tests.support import data, experiment, prediction
@@ -89,7 +89,7 @@ def test_a_write_that_meets_the_end_of_the_stream_does_not_hide_why_it_ended(
         self.run_id, self.experiment = "run", experiment()
         self._stub = type("Stub", (), {"Exchange": lambda _, **__: Call(statuses)})()
 
-    monkeypatch.setattr(Connection, "open", connect)
+    monkeypatch.setattr(Link, "open", connect)
     client = CoordinatorClient("unix:nowhere", "a")
     client.join(data())
     start = Position(0, 0)
@@ -154,7 +154,7 @@ def test_guarantee_6_everything_in_flight_is_sent_again_in_order_after_a_break(
         self.run_id, self.experiment = "run", experiment()
         self._stub = type("Stub", (), {"Exchange": exchange})()
 
-    monkeypatch.setattr(Connection, "open", connect)
+    monkeypatch.setattr(Link, "open", connect)
     monkeypatch.setattr(stream, "WHY_SECONDS", 0.0)
     client = CoordinatorClient("unix:nowhere", "a")
     client.join(data())
