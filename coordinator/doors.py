@@ -214,14 +214,16 @@ class _Entering:
         self.write, self.abort, self.peer = context.write, context.abort, context.peer
 
     async def read(self) -> Any:
-        """The next message; a join must be in the caller's name."""
+        """The next message; every join in it must be in the caller's name."""
         reading = self._context.read()
         message = await (reading if self._joined else self._waiting.hold(reading, _host(self._context)))
         if isinstance(message, pb.SamplesHeld) and self._caller is not None:
             check_name(self._caller, message.peer)
-        if isinstance(message, pb.PeerMessage) and message.HasField("join"):
-            check_join(self._caller, message.join)
-            self._joined = True
+        if isinstance(message, pb.PeerMessage):
+            for spoken in message.bundle.messages if message.HasField("bundle") else (message,):
+                if spoken.HasField("join"):
+                    check_join(self._caller, spoken.join)
+                    self._joined = True
         return message
 
 

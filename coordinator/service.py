@@ -48,7 +48,7 @@ from entangled import PROTOCOL_VERSION, codec, faults, membership
 from entangled.alignment import Position, SampleIds
 from entangled.errors import EntangledError, PatienceError, ProtocolError
 from entangled.log_limit import printable
-from entangled.status import to_status
+from entangled.status import to_refusal, to_status
 from entangled.v1 import exchange_pb2 as pb
 from entangled.v1.exchange_pb2_grpc import CoordinatorServicer
 
@@ -104,7 +104,7 @@ class _Stream:
         """Send until ended."""
         while True:
             while self.outgoing:
-                await context.write(self.outgoing.popleft())
+                await context.write(codec.next_spoken(self.outgoing, codec.bundle_to_peers))
                 self.sent_at = time.monotonic()
                 self._sent.set()
             if self.ended:
@@ -304,18 +304,42 @@ class CoordinatorService(CoordinatorServicer):
 
     async def _read(self, stream: _Stream, context: Any) -> None:
         while not stream.ended and (message := await _next(context)) is not grpc.aio.EOF:
-            codec.refuse_unknown(message)
-            connection = stream.connections.get(message.channel) or self._open(stream, message.channel)
-            if message.WhichOneof("kind") == "heartbeat" and self.session.has_joined(connection):
-                continue
-            event = _event(connection, message, self._encoding)
-            self._handle(event)
-            if isinstance(event, Left):
-                del self._connections[connection], stream.connections[message.channel]
-                if not stream.connections:
-                    stream.end()
+            for spoken in codec.unbundled(message):
+                if not stream.ended:
+                    self._take(stream, spoken)
             if len(stream.outgoing) > QUEUED:
                 await stream.until_read()
+
+    def _take(self, stream: _Stream, message: pb.PeerMessage) -> None:
+        """Take in what one peer says. On a channel of its own, what is wrong with it concerns nobody else there."""
+        connection = stream.connections.get(message.channel) or self._open(stream, message.channel)
+        if message.WhichOneof("kind") == "heartbeat" and self.session.has_joined(connection):
+            return
+        try:
+            event = _event(connection, message, self._encoding)
+            self._handle(event)
+        except EntangledError as error:
+            if message.channel == 0:
+                raise
+            log.warning("refused channel %d: %s", message.channel, error)
+            self._end_channel(connection, error)
+            return
+        if isinstance(event, Left):
+            self._end_channel(connection)
+
+    def _end_channel(self, connection: int, error: EntangledError | None = None) -> None:
+        """A peer speaks on its channel no more, and with the last of them its stream ends."""
+        stream, channel = self._connections.pop(connection, (None, 0))
+        self._archives.pop(connection, None)
+        self._handle(Disconnected(connection))
+        if stream is None:
+            return
+        del stream.connections[channel]
+        if not stream.connections:
+            stream.end(error)
+        elif channel:
+            ended = pb.Ended(refusal=to_refusal(error) if error else None)
+            stream.send(_on(channel, pb.CoordinatorMessage(ended=ended)))
 
     def _open(self, stream: _Stream, channel: int) -> int:
         """A new connection of the session, for a channel of a stream on which nobody has spoken yet."""
@@ -363,9 +387,7 @@ class CoordinatorService(CoordinatorServicer):
             case Warn(message):
                 log.warning(message)
             case Replaced(connection):
-                if connection in self._connections:
-                    stream, _ = self._connections[connection]
-                    stream.end(ProtocolError("the same process has joined again elsewhere"))
+                self._end_channel(connection, ProtocolError("the same process has joined again elsewhere"))
             case Finished():
                 self._end(None)
             case Failed(error):
@@ -398,7 +420,8 @@ class CoordinatorService(CoordinatorServicer):
     def _send(self, connection: int, message: pb.CoordinatorMessage) -> None:
         if connection in self._connections:
             stream, channel = self._connections[connection]
-            stream.send(_on(channel, message))
+            message.channel = channel
+            stream.send(message)
 
     def _end(self, error: EntangledError | None) -> None:
         if not self.over.done():
@@ -412,7 +435,7 @@ def _repeats(before: pb.CoordinatorMessage, message: pb.CoordinatorMessage) -> b
 
 
 def _on(channel: int, message: pb.CoordinatorMessage) -> pb.CoordinatorMessage:
-    """The message for one channel of a stream; most streams have only channel 0, which is not written."""
+    """A message to everybody for one channel of a stream; most streams have only channel 0, which is not written."""
     if channel == 0:
         return message
     copy = pb.CoordinatorMessage()

@@ -5,8 +5,9 @@ Decoding is where unknown fields and malformed tensors are refused (guarantee 4)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from google.protobuf.message import Message
@@ -30,6 +31,11 @@ MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 
 ORDER_CHUNK = 65_536
 """Sample ids in one message."""
+
+BUNDLE_BYTES = 48 * 1024
+"""Of the messages that are sent as one: less than every message may have beside a prediction."""
+
+Spoken = TypeVar("Spoken", pb.PeerMessage, pb.CoordinatorMessage)
 
 
 class Prediction(NamedTuple):
@@ -70,6 +76,48 @@ def refuse_unknown(message: Message) -> None:
             for field, value in part.ListFields():
                 if _is_single_message(field):
                     refuse_unknown(value)
+
+
+def unbundled(message: pb.PeerMessage) -> Sequence[pb.PeerMessage]:
+    """The messages in a message.
+
+    Raises:
+        ProtocolError: there is a bundle in a bundle, or one has fields that this version does not know.
+    """
+    refuse_unknown(message)
+    if not message.HasField("bundle"):
+        return (message,)
+    for one in message.bundle.messages:
+        if one.HasField("bundle"):
+            raise ProtocolError("a bundle of bundles", expected="a bundle of messages", got="a bundle")
+        refuse_unknown(one)
+    return message.bundle.messages
+
+
+def next_spoken(waiting: deque[Spoken], bundle: Callable[[list[Spoken]], Spoken]) -> Spoken:
+    """Take what is to be sent next from what waits: its first message, or as many on channels as go into a bundle.
+
+    Args:
+        waiting: messages, in order; at least one.
+        bundle: makes one message of several.
+    """
+    first = waiting.popleft()
+    if not first.channel or not waiting:
+        return first
+    size, found = first.ByteSize(), [first]
+    while waiting and waiting[0].channel and (size := size + waiting[0].ByteSize()) <= BUNDLE_BYTES:
+        found.append(waiting.popleft())
+    return bundle(found) if len(found) > 1 else first
+
+
+def bundle_of_peers(messages: list[pb.PeerMessage]) -> pb.PeerMessage:
+    """Messages to a coordinator as one."""
+    return pb.PeerMessage(bundle=pb.PeerBundle(messages=messages))
+
+
+def bundle_to_peers(messages: list[pb.CoordinatorMessage]) -> pb.CoordinatorMessage:
+    """Messages from a coordinator as one."""
+    return pb.CoordinatorMessage(bundle=pb.CoordinatorBundle(messages=messages))
 
 
 def _is_single_message(field: object) -> bool:

@@ -31,14 +31,26 @@ MESSAGE_BYTES, VALUE_BYTES = 600, 300
 
 def to_status(error: EntangledError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
     """The status code, details and trailing metadata that carry `error` to the other side."""
-    brief = EntangledError(
-        _brief(error.message, MESSAGE_BYTES),
+    refusal = to_refusal(error)
+    details = str(EntangledError(refusal.message, expected=refusal.expected, got=refusal.got))
+    code = next((STATUS[c] for c in type(error).__mro__ if c in STATUS), grpc.StatusCode.UNKNOWN)
+    return code, details, ((REFUSAL_KEY, refusal.SerializeToString()),)
+
+
+def to_refusal(error: EntangledError) -> pb.Refusal:
+    """The message that carries `error`'s fields."""
+    return pb.Refusal(
+        kind=type(error).__name__,
+        message=_brief(error.message, MESSAGE_BYTES),
         expected=_brief(error.expected, VALUE_BYTES),
         got=_brief(error.got, VALUE_BYTES),
     )
-    refusal = pb.Refusal(kind=type(error).__name__, message=brief.message, expected=brief.expected, got=brief.got)
-    code = next((STATUS[c] for c in type(error).__mro__ if c in STATUS), grpc.StatusCode.UNKNOWN)
-    return code, str(brief), ((REFUSAL_KEY, refusal.SerializeToString()),)
+
+
+def from_refusal(refusal: pb.Refusal) -> EntangledError:
+    """The error whose fields a message carries."""
+    kind = errors.by_name().get(refusal.kind, errors.RefusedError)
+    return kind(refusal.message, expected=refusal.expected, got=refusal.got)
 
 
 def _brief(text: str, size: int) -> str:
@@ -54,8 +66,7 @@ def from_status(code: grpc.StatusCode, details: str, trailing: Iterable[tuple[st
                 refusal = pb.Refusal.FromString(value)
             except DecodeError:
                 break
-            kind = errors.by_name().get(refusal.kind, errors.RefusedError)
-            return kind(refusal.message, expected=refusal.expected, got=refusal.got)
+            return from_refusal(refusal)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return errors.ProtocolError(f"a message is too large: {details}")
     return errors.UnreachableError(f"{code.name}: {details}")

@@ -1,14 +1,9 @@
-"""The seam over gRPC, blocking: a thread of its own runs the event loop, so that what comes is taken in meanwhile."""
+"""The seam over gRPC, blocking: another thread runs the event loop, so that what comes is taken in meanwhile."""
 
 from __future__ import annotations
 
-import asyncio
 import queue
-import threading
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
-
-import uvloop
+from collections.abc import Callable
 
 from entangled.alignment import Fingerprint, Position, SampleIds
 from entangled.credentials import NOTHING, Credentials
@@ -16,23 +11,20 @@ from entangled.distribution import Probabilities
 from entangled.errors import EntangledError, UnreachableError
 from entangled.experiment import Experiment
 from entangled.participation.connection import Connection
-from entangled.participation.link import Link
+from entangled.participation.line import Line
 from entangled.participation.seam import Exchange, SoftTarget
 from entangled.v1 import exchange_pb2 as pb
 
-T = TypeVar("T")
-
 
 class CoordinatorClient(Exchange):
-    """`seam.Exchange` over one stream to a coordinator: a `Connection`, its link, and a thread with a loop for them.
-
-    To hand a call over to the loop's thread costs a third of what it costs to start and stop a loop around each call.
+    """`seam.Exchange` over a line to a coordinator: of its own, or one that the peers of this process share.
 
     Args:
         address: `host:port` or `unix:PATH`.
         peer: this peer's name in the experiment.
         connect_seconds: how long to wait for a coordinator to be there at all.
         credentials: what this peer shows at the coordinator's door.
+        line: that is shared, to the same coordinator. Whoever made it closes it.
 
     Raises:
         UnreachableError: nobody answers at `address`.
@@ -41,101 +33,95 @@ class CoordinatorClient(Exchange):
     """
 
     def __init__(
-        self, address: str, peer: str, connect_seconds: float = 60.0, credentials: Credentials = NOTHING
+        self,
+        address: str,
+        peer: str,
+        connect_seconds: float = 60.0,
+        credentials: Credentials = NOTHING,
+        line: Line | None = None,
     ) -> None:
         self.peer = peer
         self.address = address
-        self._loop = uvloop.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=f"peer {peer}", daemon=True)
-        self._thread.start()
+        self._own = line is None
+        self._line = line or Line(address, connect_seconds, credentials)
         self._told: queue.SimpleQueue[SoftTarget | EntangledError] = queue.SimpleQueue()
-        self._link = Link(address, credentials)
-        self._connection = Connection(self._link, peer)
-        try:
-            self._run(self._link.open(connect_seconds))
-        except EntangledError:
-            self.close()
-            raise
+        self._connection = Connection(self._line.link, peer)
 
     @property
     def experiment(self) -> Experiment:
         """The coordinator's."""
-        return self._link.experiment
+        return self._line.link.experiment
 
     @property
     def run_id(self) -> str:
         """Of the coordinator's run."""
-        return self._link.run_id
+        return self._line.link.run_id
 
     def join(self, fingerprint: Fingerprint) -> int:
         """See `seam.Exchange.join`."""
-        return self._run(self._connection.join(fingerprint))
+        return self._line.run(self._connection.join(fingerprint))
 
     def agree(self, sample_ids: SampleIds) -> SampleIds:
         """See `seam.Exchange.agree`."""
-        return self._run(self._connection.agree(sample_ids))
+        return self._line.run(self._connection.agree(sample_ids))
 
     def order(self, epoch: int) -> SampleIds:
         """See `seam.Exchange.order`."""
-        return self._run(self._connection.order(epoch))
+        return self._line.run(self._connection.order(epoch))
 
     def lookahead(self, step_seconds: Callable[[], float]) -> int:
         """See `seam.Exchange.lookahead`."""
         if self._connection.decided is None:
-            self._run(self._connection.decide(step_seconds()))
+            self._line.run(self._connection.decide(step_seconds()))
         return self._connection.decided or 0
 
     def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
         """See `seam.Exchange.submit`."""
-        self._loop.call_soon_threadsafe(
-            self._connection.post, *self._connection.prepared(position, sample_ids, prediction)
-        )
+        self._line.soon(self._connection.post, *self._connection.prepared(position, sample_ids, prediction))
 
     def result(self, position: Position) -> SoftTarget:
         """See `seam.Exchange.result`."""
         answer = self._connection.answered(position)
         if answer is not None:
             return answer
-        self._loop.call_soon_threadsafe(self._connection.ask, position, self._told.put)
+        self._line.soon(self._connection.ask, position, self._told.put)
         return self._wait(position)
 
     def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
         """See `seam.Exchange.exchange`."""
         prepared = self._connection.prepared(position, sample_ids, prediction)
-        self._loop.call_soon_threadsafe(self._post_and_ask, position, prepared)
+        self._line.soon(self._post_and_ask, position, prepared)
         return self._wait(position)
 
     def settle(self, complete: int) -> None:
         """See `seam.Exchange.settle`."""
-        self._run(self._connection.settle(complete))
+        self._line.run(self._connection.settle(complete))
 
     def forget(self, complete: int) -> None:
         """See `seam.Exchange.forget`."""
-        self._run(self._connection.forget(complete))
+        self._line.run(self._connection.forget(complete))
 
     def report(self, position: Position, values: dict[str, float], *, epoch_end: bool = False) -> None:
         """See `seam.Exchange.report`."""
-        self._run(self._connection.report(position, values, epoch_end=epoch_end))
+        self._line.run(self._connection.report(position, values, epoch_end=epoch_end))
 
     def finish(self, values: dict[str, float]) -> None:
         """See `seam.Exchange.finish`."""
-        self._run(self._connection.finish(values))
+        self._line.run(self._connection.finish(values))
         self.close()
 
     def fail(self, reason: str) -> None:
         """See `seam.Exchange.fail`."""
-        if not self._loop.is_closed():
-            self._run(self._connection.fail(reason))
+        if not self._line.closed:
+            self._line.run(self._connection.fail(reason))
         self.close()
 
     def close(self) -> None:
         """Drop the connection."""
-        if not self._loop.is_closed():
-            self._run(self._connection.close())
-            self._run(self._link.close())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        if not self._line.closed:
+            self._line.run(self._connection.close())
+        if self._own:
+            self._line.close()
 
     def _post_and_ask(self, position: Position, prepared: tuple[int, bytes, pb.PeerMessage]) -> None:
         self._connection.post(*prepared)
@@ -143,18 +129,9 @@ class CoordinatorClient(Exchange):
 
     def _wait(self, position: Position) -> SoftTarget:
         try:
-            outcome = self._told.get(timeout=self._link.patience)
+            outcome = self._told.get(timeout=self._line.link.patience)
         except queue.Empty:
             raise UnreachableError(f"the coordinator at {self.address} does not answer {position} any more") from None
         if isinstance(outcome, EntangledError):
             raise outcome
         return outcome
-
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Have `work` done on the loop's thread and wait for it; Ctrl-C ends the waiting."""
-        done: queue.SimpleQueue[asyncio.Task[T]] = queue.SimpleQueue()
-        self._loop.call_soon_threadsafe(self._start, work, done)
-        return done.get().result()
-
-    def _start(self, work: Coroutine[Any, Any, T], done: queue.SimpleQueue[asyncio.Task[T]]) -> None:
-        self._loop.create_task(work).add_done_callback(done.put)

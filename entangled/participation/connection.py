@@ -18,9 +18,8 @@ from entangled import PROTOCOL_VERSION, codec, faults
 from entangled.alignment import Fingerprint, Layout, Position, SampleIds, batch_digest
 from entangled.distribution import Probabilities
 from entangled.errors import AlignmentError, EntangledError, PredictionError, ProtocolError, UnreachableError
-from entangled.participation.link import RETRY_SECONDS, ROUND_TRIP_SECONDS, Link
+from entangled.participation.link import RETRY_SECONDS, ROUND_TRIP_SECONDS, Channel, Link
 from entangled.participation.seam import SoftTarget
-from entangled.participation.stream import Stream
 from entangled.v1 import exchange_pb2 as pb
 
 Outcome = SoftTarget | EntangledError
@@ -55,12 +54,12 @@ class Connection:
         self.peer = peer
         self._link = link
         self._instance = uuid.uuid4().hex
-        self._stream: Stream | None = None
+        self._channel: Channel | None = None
         self._joining: asyncio.Task[None] | None = None
         self._joined = False
         self._welcome: pb.Welcome | None = None
         self._broken: EntangledError | None = None
-        """Why the stream that was to be joined has ended."""
+        """Why the channel that was to be joined has ended."""
         self._error: EntangledError | None = None
         """Why nothing can go on."""
         self._leaving = self._left = False
@@ -82,9 +81,12 @@ class Connection:
         self._waiters: list[asyncio.Future[None]] = []
 
     async def close(self) -> None:
-        """Join no more."""
+        """Speak no more."""
         if self._joining is not None:
             self._joining.cancel()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
 
     # ---- the seam, with `await`
 
@@ -166,7 +168,7 @@ class Connection:
     async def fail(self, reason: str) -> None:
         """See `seam.Exchange.fail`."""
         with contextlib.suppress(EntangledError, RuntimeError):  # the coordinator is gone, or knows already
-            if self._stream is not None:
+            if self._channel is not None:
                 await self._leave(reason)
         await self.close()
 
@@ -269,7 +271,7 @@ class Connection:
 
     def ended(self, error: EntangledError | None) -> None:
         """See `link.Speaker`."""
-        self._stream, self._joined = None, False
+        self._channel, self._joined = None, False
         if error is None and self._leaving:
             self._left = True
             self._wake()
@@ -319,8 +321,8 @@ class Connection:
         """Send if there is somebody who listens; else it is told, if it matters, at the next joining."""
         if self._fingerprint is None:
             raise ProtocolError("join before anything else", expected="join", got=str(message.WhichOneof("kind")))
-        if self._joined and self._stream is not None:
-            self._stream.send(message)
+        if self._joined and self._channel is not None:
+            self._channel.send(message)
 
     def _rejoin(self) -> None:
         self._joined = self._leaving = False
@@ -335,6 +337,8 @@ class Connection:
             try:
                 return await self._join(fingerprint)
             except UnreachableError as error:
+                if self._channel is not None:
+                    self._channel.close()
                 if time.monotonic() > give_up:
                     return self._fail(error)
                 await asyncio.sleep(RETRY_SECONDS)
@@ -343,8 +347,8 @@ class Connection:
 
     async def _join(self, fingerprint: Fingerprint) -> None:
         self._welcome = self._broken = None
-        stream = self._stream = self._link.speak(self)
-        stream.send(
+        channel = self._channel = self._link.speak(self)
+        channel.send(
             pb.PeerMessage(
                 join=pb.Join(
                     protocol_version=PROTOCOL_VERSION,
@@ -356,7 +360,7 @@ class Connection:
             )
         )
         await self._until(lambda: bool(self._welcome or self._broken), ROUND_TRIP_SECONDS)
-        if self._welcome is None:
+        if self._welcome is None or self._broken is not None:
             raise self._broken or UnreachableError(f"the coordinator at {self._link.address} does not answer")
         if self._welcome.run_id != self._link.run_id:
             raise ProtocolError(
@@ -366,17 +370,17 @@ class Connection:
         self._complete = self._welcome.complete
         for index, prediction in self._unsettled:
             if index >= self._complete:
-                stream.send(prediction)
+                channel.send(prediction)
         for waiting in self._in_flight.values():
-            stream.send(waiting.message)
+            channel.send(waiting.message)
         if self._pace is not None and self.decided is None:
-            stream.send(pb.PeerMessage(pace=self._pace))
+            channel.send(pb.PeerMessage(pace=self._pace))
         self._joined = True
-        self._link.tend(stream)
+        channel.tend()
         self._wake()
 
     async def _leave(self, reason: str) -> None:
-        """Say goodbye and wait until the coordinator has heard it, which is when it ends the stream."""
+        """Say goodbye and wait until the coordinator has heard it, which is when it ends the channel."""
         self._broken, self._leaving = None, True
         self._say(pb.PeerMessage(leave=pb.Leave(failure=reason)))
         await self._until(lambda: self._left or self._broken is not None, LEAVE_SECONDS)

@@ -17,7 +17,7 @@ from entangled.errors import EntangledError, UnreachableError
 from entangled.experiment import Experiment
 from entangled.experiment_file import loads
 from entangled.participation.stream import Stream
-from entangled.status import from_status
+from entangled.status import from_refusal, from_status
 from entangled.v1 import exchange_pb2 as pb
 from entangled.v1.exchange_pb2_grpc import CoordinatorStub
 
@@ -45,13 +45,37 @@ ROUND_TRIP_SECONDS = 60.0
 
 
 class Speaker(Protocol):
-    """Who speaks on a stream."""
+    """A peer that speaks on a channel."""
 
     def arrived(self, message: pb.CoordinatorMessage) -> None:
         """Take in what has come."""
 
     def ended(self, error: EntangledError | None) -> None:
-        """The stream has ended; the error says why, None that the coordinator said OK."""
+        """The channel has ended, and maybe its stream; the error says why, None that the coordinator said OK."""
+
+
+class Channel:
+    """One peer's place on a link's stream. Made by `Link.speak`."""
+
+    def __init__(self, link: Link, stream: Stream, number: int, speaker: Speaker) -> None:
+        self.stream, self.number, self.speaker = stream, number, speaker
+        self.joined = False
+        self._link = link
+
+    def send(self, message: pb.PeerMessage) -> None:
+        """Have a message sent, after those before it; if the stream has ended, it is dropped."""
+        if self.number:
+            message.channel = self.number
+        self.stream.send(message)
+
+    def tend(self) -> None:
+        """The coordinator has said welcome: from now on the stream must never be idle, nor silent for long."""
+        self.joined = True
+        self._link.tend(self.stream)
+
+    def close(self) -> None:
+        """Speak no more, without a goodbye."""
+        self._link.close_channel(self)
 
 
 class Link:
@@ -62,19 +86,30 @@ class Link:
     Args:
         address: `host:port` or `unix:PATH`.
         credentials: what is shown at the coordinator's door.
+        several: whether several peers speak on one stream; what is refused of one of them is then not the others'
+            affair.
     """
 
     experiment: Experiment
     run_id: str
 
-    def __init__(self, address: str, credentials: Credentials = NOTHING) -> None:
+    def __init__(self, address: str, credentials: Credentials = NOTHING, *, several: bool = False) -> None:
         self.address = address
         self._credentials = credentials
-        self._channel: Any = None
+        self._several = several
+        self._grpc: Any = None
         self._stub: Any = None
         self._stream: Stream | None = None
-        self._speaker: Speaker | None = None
-        self._tending: asyncio.Task[None] | None = None
+        self._left: Stream | None = None
+        """The one that was left last."""
+        self._channels: dict[int, Channel] = {}
+        """Those of the stream, by number."""
+        self._last_number = 0
+        self._tended: Stream | None = None
+        self._tending: set[asyncio.Task[None]] = set()
+        self._orders: dict[int, SampleIds] = {}
+        """Where several ask for the same, the orders of the last epochs that somebody has asked for."""
+        self._ordering = asyncio.Lock()
 
     async def open(self, seconds: float) -> None:
         """Ask the coordinator for its experiment.
@@ -87,8 +122,8 @@ class Link:
             ProtocolError: the coordinator is of another version.
             MembershipError: the coordinator does not let these credentials in.
         """
-        self._channel = self._credentials.channel(self.address, OPTIONS)
-        self._stub = CoordinatorStub(self._channel)
+        self._grpc = self._credentials.channel(self.address, OPTIONS)
+        self._stub = CoordinatorStub(self._grpc)
         request = pb.GetExperimentRequest(protocol_version=PROTOCOL_VERSION)
         try:
             shown = self._credentials.metadata
@@ -105,12 +140,13 @@ class Link:
 
     async def close(self) -> None:
         """Drop the connection."""
-        if self._tending is not None:
-            self._tending.cancel()
-        if self._channel is not None:
-            await self._channel.close()
-        if self._stream is not None:
-            await self._stream.stop()
+        for tending in self._tending:
+            tending.cancel()
+        if self._grpc is not None:
+            await self._grpc.close()
+        for stream in (self._stream, self._left):
+            if stream is not None:
+                await stream.stop()
 
     @property
     def patience(self) -> float:
@@ -125,9 +161,14 @@ class Link:
 
     async def order(self, epoch: int, samples: int) -> SampleIds:
         """An epoch's order of so many samples; see `seam.Exchange.order`."""
-        order = await self._again(lambda: self._order(epoch))
-        check_order(order, samples)
-        return order
+        async with self._ordering:
+            order = self._orders.get(epoch)
+            if order is None:
+                order = await self._again(lambda: self._order(epoch))
+                check_order(order, samples)
+            if self._several:
+                self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1} | {epoch: order}
+            return order
 
     async def round_trip(self) -> float:
         """Seconds that a question and its answer take."""
@@ -151,7 +192,7 @@ class Link:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _order(self, epoch: int) -> SampleIds:
-        channel = self._channel
+        channel = self._grpc
         try:
             request, shown = pb.GetSampleOrderRequest(epoch=epoch), self._credentials.metadata
             call = self._stub.GetSampleOrder(request, timeout=ROUND_TRIP_SECONDS, metadata=shown)
@@ -159,7 +200,7 @@ class Link:
         except grpc.aio.AioRpcError as error:
             raise _raised(error) from None
         except asyncio.CancelledError:
-            if channel is self._channel:
+            if channel is self._grpc:
                 raise
             raise UnreachableError(f"the coordinator at {self.address} is silent") from None  # its channel was closed
 
@@ -177,21 +218,52 @@ class Link:
 
     # ---- the stream
 
-    def speak(self, speaker: Speaker) -> Stream:
-        """A new stream for `speaker`, in the place of the one before."""
-        call = self._stub.Exchange(wait_for_ready=True, metadata=self._credentials.metadata)
-        self._speaker = speaker
-        self._stream = Stream(call, self.address, speaker.arrived, self._ended)
-        return self._stream
+    def speak(self, speaker: Speaker) -> Channel:
+        """A channel for `speaker`, which is to join on it; on a new stream, if none is there or only one can speak."""
+        if self._stream is None or not self._several:
+            call = self._stub.Exchange(wait_for_ready=True, metadata=self._credentials.metadata)
+            self._stream = Stream(call, self.address, self._arrived, self._ended)
+            self._channels, self._last_number = {}, 0
+        if self._several:
+            self._last_number += 1
+        channel = Channel(self, self._stream, self._last_number, speaker)
+        self._channels[channel.number] = channel
+        return channel
+
+    def close_channel(self, channel: Channel) -> None:
+        """Let a peer go without a goodbye. The coordinator knows who is there by who is on a stream."""
+        if channel.stream is self._stream and channel.number in self._channels:
+            del self._channels[channel.number]
+            why = "another peer of this process has left its stream" if self._several else "its stream was left"
+            self._ended(channel.stream, UnreachableError(why))
+            self._left = channel.stream
+            self._left.drop()
 
     def tend(self, stream: Stream) -> None:
         """Let a stream on which a peer has joined never be idle, and give it up where nothing comes any more."""
-        self._tending = asyncio.get_running_loop().create_task(self._tend(stream))
+        if self._tended is not stream:
+            self._tended = stream
+            tending = asyncio.get_running_loop().create_task(self._tend(stream))
+            self._tending.add(tending)
+            tending.add_done_callback(self._tending.discard)
+
+    def _arrived(self, message: pb.CoordinatorMessage) -> None:
+        channel = self._channels.get(message.channel)
+        if channel is None:
+            return  # it has ended
+        if not message.HasField("ended"):
+            channel.speaker.arrived(message)
+            return
+        del self._channels[channel.number]
+        refused = message.ended.HasField("refusal")
+        channel.speaker.ended(from_refusal(message.ended.refusal) if refused else None)
 
     def _ended(self, stream: Stream, error: EntangledError | None) -> None:
-        if stream is self._stream and self._speaker is not None:
-            self._stream = None
-            self._speaker.ended(error)
+        if stream is not self._stream:
+            return
+        channels, self._stream, self._channels = self._channels, None, {}
+        for channel in channels.values():
+            channel.speaker.ended(error)
 
     async def _tend(self, stream: Stream) -> None:
         """See `tend`. gRPC notices a connection that is gone, but not one behind which somebody else holds it."""
@@ -201,11 +273,12 @@ class Link:
             if stream is not self._stream:
                 return
             silent = 0 if stream.heard != heard else silent + 1
-            if stream.said == said:
-                stream.send(pb.PeerMessage(heartbeat=pb.Heartbeat()))
+            joined = next((channel for channel in self._channels.values() if channel.joined), None)
+            if stream.said == said and joined is not None:
+                joined.send(pb.PeerMessage(heartbeat=pb.Heartbeat()))
             heard, said = stream.heard, stream.said
-        channel, self._channel = self._channel, self._credentials.channel(self.address, OPTIONS)
-        self._stub = CoordinatorStub(self._channel)
+        channel, self._grpc = self._grpc, self._credentials.channel(self.address, OPTIONS)
+        self._stub = CoordinatorStub(self._grpc)
         self._ended(stream, UnreachableError(f"the coordinator at {self.address} is silent"))
         await channel.close()
 

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from entangled import codec
 from entangled.errors import EntangledError, ProtocolError, UnreachableError
 from entangled.status import from_status
 from entangled.v1 import exchange_pb2 as pb
@@ -28,7 +29,7 @@ class Stream:
     Args:
         call: the bidirectional call of grpc.aio.
         address: of the coordinator, for messages.
-        arrived: is called with each message, in order.
+        arrived: is called with each message, in order; those of a bundle one by one.
         ended: is called once, when the stream has ended, with the error why; None if the coordinator said OK.
     """
 
@@ -57,6 +58,12 @@ class Stream:
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
+    def drop(self) -> None:
+        """Leave it to itself, and the coordinator without a goodbye; `ended` is not called any more."""
+        for task in self._tasks:
+            task.cancel()
+        self._call.cancel()
+
     async def stop(self) -> None:
         """Read and write no more; `ended` is not called any more."""
         for task in self._tasks:
@@ -73,7 +80,8 @@ class Stream:
                     self._call.cancel()
                     break
                 self.heard += 1
-                self._arrived(message)
+                for spoken in message.bundle.messages if message.HasField("bundle") else (message,):
+                    self._arrived(spoken)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass  # the status says it better
         self._tasks[1].cancel()
@@ -83,7 +91,7 @@ class Stream:
         while True:
             while self._outgoing:
                 try:
-                    await self._call.write(self._outgoing.popleft())
+                    await self._call.write(codec.next_spoken(self._outgoing, codec.bundle_of_peers))
                 except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                     return  # the reading sees the end, too
             self._idle = self._loop.create_future()

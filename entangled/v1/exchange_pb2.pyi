@@ -55,7 +55,7 @@ class SamplesHeld(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., sample_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("join", "prediction", "metrics", "leave", "settled", "pace", "heartbeat", "channel")
+    __slots__ = ("join", "prediction", "metrics", "leave", "settled", "pace", "heartbeat", "bundle", "channel")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,7 @@ class PeerMessage(_message.Message):
     SETTLED_FIELD_NUMBER: _ClassVar[int]
     PACE_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
     join: Join
     prediction: Prediction
@@ -71,8 +72,15 @@ class PeerMessage(_message.Message):
     settled: Settled
     pace: Pace
     heartbeat: Heartbeat
+    bundle: PeerBundle
     channel: int
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., channel: _Optional[int] = ...) -> None: ...
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., bundle: _Optional[_Union[PeerBundle, _Mapping]] = ..., channel: _Optional[int] = ...) -> None: ...
+
+class PeerBundle(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[PeerMessage]
+    def __init__(self, messages: _Optional[_Iterable[_Union[PeerMessage, _Mapping]]] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("protocol_version", "peer", "instance", "origin", "fingerprint")
@@ -162,20 +170,36 @@ class Leave(_message.Message):
     def __init__(self, failure: _Optional[str] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("welcome", "soft_target", "durable", "heartbeat", "lookahead", "channel")
+    __slots__ = ("welcome", "soft_target", "durable", "heartbeat", "lookahead", "ended", "bundle", "channel")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     SOFT_TARGET_FIELD_NUMBER: _ClassVar[int]
     DURABLE_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     LOOKAHEAD_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     soft_target: SoftTarget
     durable: Durable
     heartbeat: Heartbeat
     lookahead: Lookahead
+    ended: Ended
+    bundle: CoordinatorBundle
     channel: int
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., soft_target: _Optional[_Union[SoftTarget, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., lookahead: _Optional[_Union[Lookahead, _Mapping]] = ..., channel: _Optional[int] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., soft_target: _Optional[_Union[SoftTarget, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., lookahead: _Optional[_Union[Lookahead, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., bundle: _Optional[_Union[CoordinatorBundle, _Mapping]] = ..., channel: _Optional[int] = ...) -> None: ...
+
+class CoordinatorBundle(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[CoordinatorMessage]
+    def __init__(self, messages: _Optional[_Iterable[_Union[CoordinatorMessage, _Mapping]]] = ...) -> None: ...
+
+class Ended(_message.Message):
+    __slots__ = ("refusal",)
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    refusal: Refusal
+    def __init__(self, refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("run_id", "complete", "lookahead")

@@ -90,7 +90,7 @@ class CoordinatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Exchange(self, request_iterator, context):
-        """One stream per peer process; the whole of the training.
+        """One stream per process; the whole of the training.
 
         The first message must be a Join, answered by a Welcome. Then the peer sends a Prediction per batch and receives a
         SoftTarget for each, once every expected peer's prediction for that batch has arrived. (peer, position) is
@@ -98,6 +98,10 @@ class CoordinatorServicer:
         answered with the same soft target and changes nothing. A prediction for another batch than the coordinator's own is
         refused. A refusal ends the stream with a status and a `Refusal` in the trailing metadata `entangled-refusal-bin`;
         other peers are not disturbed. The coordinator ends the stream with OK after the peer's Leave.
+
+        One stream may carry several peers, each on a channel of its own other than 0. A refusal, and a Leave, then end only
+        that channel, with an Ended; the stream ends with its last channel, or with the run. What is refused whoever sends
+        it, such as unknown fields, ends the stream.
 
         Deadlines: the stream has none; a position that stays incomplete longer than the experiment's `patience` ends the
         run for everybody with DEADLINE_EXCEEDED, naming the peers that were waited for.

@@ -17,8 +17,12 @@ from entangled.participation.seam import Exchange
 grpc_settings.apply()
 
 from coordinator.doors import Lock  # noqa: E402
-from tests.contract.processes import LiveCoordinator  # noqa: E402
+from entangled.participation.client import CoordinatorClient  # noqa: E402
+from entangled.participation.line import Line  # noqa: E402
+from tests.contract.processes import DEADLINE, LiveCoordinator  # noqa: E402
 from tests.fakes import InMemoryCoordinator  # noqa: E402
+
+Meet = Callable[[Experiment], Callable[[str], Exchange]]
 
 
 class Coordinate(Protocol):
@@ -45,13 +49,24 @@ def coordinate() -> Iterator[Coordinate]:
         yield start
 
 
-@pytest.fixture(params=["memory", "grpc"])
-def meet(request: pytest.FixtureRequest, coordinate: Coordinate) -> Callable[[Experiment], Callable[[str], Exchange]]:
-    """Begins a run of an experiment; gives what makes a new process's way to the others, by the peer's name."""
+@pytest.fixture(params=["memory", "grpc", "one stream"])
+def meet(
+    request: pytest.FixtureRequest, coordinate: Coordinate
+) -> Iterator[Callable[[Experiment], Callable[[str], Exchange]]]:
+    """Begins a run of an experiment; gives what makes a new peer's way to the others, by its name.
+
+    Over memory, over gRPC from a process of its own, and over one stream that all of them share.
+    """
 
     def begin(experiment: Experiment) -> Callable[[str], Exchange]:
         if request.param == "memory":
             return InMemoryCoordinator(experiment).peer
-        return coordinate(experiment).peer
+        live = coordinate(experiment)
+        if request.param == "grpc":
+            return live.peer
+        line = Line(live.address, DEADLINE, several=True)
+        lines.callback(line.close)
+        return lambda name: CoordinatorClient(live.address, name, line=line)
 
-    return begin
+    with contextlib.ExitStack() as lines:
+        yield begin

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -76,6 +77,7 @@ class RawPeer:
         self._channel = channel_to(address, shown)
         call = self._channel.stream_stream(SERVICE + method, _serialise, pb.CoordinatorMessage.FromString)
         self._call = call(iter(self._outgoing.get, None), wait_for_ready=True, timeout=seconds, metadata=shown.metadata)
+        self._messages = _each(self._call)
 
     def send(self, *messages: pb.PeerMessage | bytes) -> None:
         """Send messages, or bytes in the place of one."""
@@ -84,7 +86,7 @@ class RawPeer:
 
     def receive(self, kind: str) -> Any:
         """The next message of a kind; others may come before it and are kept in `received`."""
-        for message in self._call:
+        for message in self._messages:
             self.received.append(message)
             if message.WhichOneof("kind") == kind:
                 return getattr(message, kind)
@@ -103,19 +105,19 @@ class RawPeer:
     def leaves(self, experiment: Experiment) -> None:
         """Send the last metrics and say goodbye; returns when the coordinator has ended the stream with OK."""
         self.send(final(experiment), pb.PeerMessage(leave=pb.Leave()))
-        self.received += self._call
+        self.received += self._messages
         self._channel.close()
 
     def leaves_on(self, channel: int, experiment: Experiment) -> None:
         """`leaves`, on a channel, which must be the stream's last."""
         self.send(on(channel, final(experiment)), on(channel, pb.PeerMessage(leave=pb.Leave())))
-        self.received += self._call
+        self.received += self._messages
         self._channel.close()
 
     def refused(self) -> EntangledError:
         """Wait for the end of the stream, which must be an error; what the coordinator says."""
         with contextlib.suppress(grpc.RpcError):
-            self.received += self._call
+            self.received += self._messages
         code = self._call.code()
         assert code is not grpc.StatusCode.OK, "the stream ended well"
         refusal = from_status(code, self._call.details() or "", self._call.trailing_metadata() or ())
@@ -133,7 +135,7 @@ class RawPeer:
     def over(self) -> None:
         """Wait for the end of the stream, whatever it is."""
         with contextlib.suppress(grpc.RpcError):
-            self.received += self._call
+            self.received += self._messages
         self._channel.close()
 
     def close(self) -> None:
@@ -141,6 +143,12 @@ class RawPeer:
         self._outgoing.put(None)
         self._call.cancel()
         self._channel.close()
+
+
+def _each(call: Any) -> Iterator[pb.CoordinatorMessage]:
+    """Every message, also those that come as one."""
+    for message in call:
+        yield from message.bundle.messages if message.HasField("bundle") else (message,)
 
 
 def _serialise(message: pb.PeerMessage | bytes) -> bytes:

@@ -22,8 +22,10 @@ ALLOWED = {
         "settled": "Settled",
         "pace": "Pace",
         "heartbeat": "Heartbeat",
+        "bundle": "PeerBundle",
         "channel": "uint32",
     },
+    "PeerBundle": {"messages": "repeated PeerMessage"},
     "Heartbeat": {},
     "Join": {
         "protocol_version": "uint32",
@@ -67,6 +69,7 @@ ALLOWED = {
 TENSOR = {"Prediction.probabilities", "Prediction.classes_of"}
 DIGESTS = {"Fingerprint.ids_digest", "Fingerprint.contents_digest", "Prediction.batch_digest"}
 SCALARS_BY_NAME = {"Metrics.values"}
+MESSAGES = {"PeerBundle.messages"}
 NAMES_OF_SAMPLES = {"SamplesHeld.sample_ids"}
 TYPES = {
     getattr(FieldDescriptor, name): name.removeprefix("TYPE_").lower()
@@ -110,7 +113,7 @@ def test_guarantee_4_only_a_predictions_probabilities_could_hold_a_tensor() -> N
     fields = {f"{name(m)}.{f.name}": f for m in sent_by_peers() for f in m.fields}
     data = {key for key, field in fields.items() if TYPES[field.type] in ("bytes", "group")}
     assert data == TENSOR | DIGESTS
-    assert {key for key, field in fields.items() if field.is_repeated} == SCALARS_BY_NAME | NAMES_OF_SAMPLES
+    assert {key for key, field in fields.items() if field.is_repeated} == SCALARS_BY_NAME | NAMES_OF_SAMPLES | MESSAGES
     assert fields["Metrics.values"].message_type.GetOptions().map_entry  # a name may occur once
 
 

@@ -136,6 +136,38 @@ def test_one_stream_carries_several_peers(live: LiveCoordinator, settings: Exper
     assert live.ended() is None
 
 
+def test_what_is_wrong_on_one_channel_ends_that_one_alone(live: LiveCoordinator, settings: Experiment) -> None:
+    raw = live.raw()
+    raw.send(on(1, join("a")), on(2, join("b")), on(2, predict(settings, "b", 5)))
+    ended = raw.receive("ended")
+    assert raw.received[-1].channel == 2
+    assert ended.refusal.kind == "AlignmentError"
+    assert "peer b is ahead of the run" in ended.refusal.message
+    raw.send(on(2, predict(settings, "b", 0)))
+    assert raw.receive("ended").refusal.message == "the first message must be a join"
+    raw.send(on(3, join("b", instance="second b")), on(1, predict(settings, "a", 0)), on(3, predict(settings, "b", 0)))
+    assert {raw.receive("soft_target").epoch for _ in "ab"} == {0}
+    for index in range(1, settings.layout(SAMPLES).positions):
+        raw.send(on(1, predict(settings, "a", index)), on(3, predict(settings, "b", index)))
+    raw.send(on(1, final(settings)), on(1, pb.PeerMessage(leave=pb.Leave())))
+    assert not raw.receive("ended").HasField("refusal")
+    raw.leaves_on(3, settings)
+    assert live.ended() is None
+
+
+def test_a_bundle_is_what_is_in_it(live: LiveCoordinator, settings: Experiment) -> None:
+    raw = live.raw()
+    raw.send(codec.bundle_of_peers([on(1, join("a")), on(2, join("b"))]))
+    for index in range(settings.layout(SAMPLES).positions):
+        raw.send(codec.bundle_of_peers([on(c, predict(settings, p, index)) for c, p in ((1, "a"), (2, "b"))]))
+    raw.send(codec.bundle_of_peers([on(1, final(settings)), on(1, pb.PeerMessage(leave=pb.Leave()))]))
+    raw.leaves_on(2, settings)
+    assert live.ended() is None
+    assert [row.prediction.tobytes() for row, _ in read(live.run)][:2] == [
+        prediction(p, (0, 0), 4).tobytes() for p in "ab"
+    ]
+
+
 def test_a_stream_has_no_more_channels_than_there_are_peers(live: LiveCoordinator) -> None:
     raw = live.raw()
     raw.send(on(1, join("a")), on(2, join("b")), on(3, join("a", "another")))

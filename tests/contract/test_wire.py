@@ -213,6 +213,17 @@ MALFORMED: dict[str, tuple[Callable[[Experiment], pb.PeerMessage | bytes], type[
     "unknown in prediction": (lambda _: nested(2), ProtocolError, "Prediction has fields that are not in the contract"),
     "unknown in metrics": (lambda _: nested(3), ProtocolError, "Metrics has fields that are not in the contract"),
     "unknown in leave": (lambda _: nested(4), ProtocolError, "Leave has fields that are not in the contract"),
+    "unknown in a bundle": (
+        lambda _: b"\x4a" + bytes([len(UNKNOWN) + 2]) + b"\x0a" + bytes([len(UNKNOWN)]) + UNKNOWN,
+        ProtocolError,
+        "PeerMessage has fields that are not in the contract",
+    ),
+    "unknown of a bundle": (lambda _: nested(9), ProtocolError, "PeerBundle has fields that are not in the contract"),
+    "a bundle of bundles": (
+        lambda s: codec.bundle_of_peers([codec.bundle_of_peers([predict(s, "b", 2)])]),
+        ProtocolError,
+        "a bundle of bundles",
+    ),
     "nothing": (lambda _: b"", ProtocolError, "an empty message"),
     "no protobuf": (lambda _: b"\xff\xff\xff\xff hello", ProtocolError, "cannot be read"),
     "a second join": (lambda _: join("b"), ProtocolError, "joined already, as b"),

@@ -11,12 +11,16 @@ from typing import Any
 import grpc
 import pytest
 
+from entangled.alignment import Position
+from entangled.errors import PatienceError
 from entangled.exchange_log import read
 from entangled.experiment import Experiment
-from entangled.participation.seam import SoftTarget
+from entangled.participation.client import CoordinatorClient
+from entangled.participation.line import Line
+from entangled.participation.seam import Exchange, SoftTarget
 from entangled.v1 import exchange_pb2 as pb
 from entangled.v1.exchange_pb2_grpc import CoordinatorStub
-from tests.contract.processes import LiveCoordinator, RemotePeer
+from tests.contract.processes import DEADLINE, LiveCoordinator, RemotePeer
 from tests.contract.raw import join
 from tests.faults.launched import until
 from tests.faults.proxy import Proxy
@@ -27,7 +31,7 @@ CUTS = {3: 0, 7: 2, 8: 0, 12: 3, 20: 0}
 """After so many exchanges of peer b, its connection is cut, and so many attempts at a new one after that."""
 
 
-def train(peer: RemotePeer, name: str, settings: Experiment, disturb: Disturb = lambda _: None) -> list[SoftTarget]:
+def train(peer: Exchange, name: str, settings: Experiment, disturb: Disturb = lambda _: None) -> list[SoftTarget]:
     layout = settings.layout(SAMPLES)
     peer.join(data())
     targets: list[SoftTarget] = []
@@ -110,6 +114,59 @@ def test_a_network_that_misbehaves_changes_nothing(
     for (one, _), (other, _) in zip(read(disturbed.run), read(undisturbed.run), strict=True):
         assert (one.position, one.peer, one.digest) == (other.position, other.peer, other.digest)
         assert one.prediction.tobytes() == other.prediction.tobytes()
+
+
+def test_a_stream_that_breaks_is_joined_again_by_all_of_its_peers(tmp_path: Path) -> None:
+    """Three peers of one process, whose stream breaks, and breaks on one side, while their messages are on the way."""
+    settings = experiment(("a", "b", "c"), epochs=6)
+    live = LiveCoordinator(settings, tmp_path)
+    try:
+        with Proxy(live.address.removeprefix("unix:")) as proxy, ThreadPoolExecutor(3) as pool:
+            line = Line(f"127.0.0.1:{proxy.port}", DEADLINE, several=True)
+            cuts = {2: False, 5: True, 9: False}
+
+            def disturb(index: int) -> None:
+                if index in cuts:
+                    proxy.cut(unnoticed=cuts[index])
+
+            peers = {name: CoordinatorClient(line.link.address, name, line=line) for name in "abc"}
+            training = [
+                pool.submit(train, peers[name], name, settings, disturb if name == "b" else lambda _: None)
+                for name in peers
+            ]
+            targets = [future.result(DEADLINE) for future in training]
+            assert proxy.accepted == 1 + len(cuts)
+            line.close()
+        assert live.ended() is None
+    finally:
+        live.close()
+    assert {len(got) for got in targets} == {settings.layout(SAMPLES).positions}
+    rows = [row for row, _ in read(live.run)]
+    assert [(row.index, row.peer) for row in rows] == [(i, p) for i in range(len(targets[0])) for p in "abc"]
+    for row in rows:
+        assert row.prediction.tobytes() == prediction(row.peer, row.position, len(row.sample_ids)).tobytes()
+
+
+def test_a_peer_that_goes_without_a_word_is_missed_alone(tmp_path: Path) -> None:
+    """The others of its process join again without it, and the coordinator knows whom to wait for."""
+    settings = experiment(("a", "b", "c"), patience=2.0)
+    live = LiveCoordinator(settings, tmp_path)
+    try:
+        line = Line(live.address, DEADLINE, several=True)
+        peers = {name: CoordinatorClient(live.address, name, line=line) for name in "abc"}
+        for peer in peers.values():
+            peer.join(data())
+        peers["c"].close()
+        with ThreadPoolExecutor(2) as pool:
+            ids = settings.layout(SAMPLES).batch(peers["a"].order(0), 0)
+            start = Position(0, 0)
+            waiting = [pool.submit(peers[n].exchange, start, ids, prediction(n, start, len(ids))) for n in "ab"]
+            for future in waiting:
+                with pytest.raises(PatienceError, match=r"waited 2 s at epoch 0 step 0 for c \(not connected\)$"):
+                    future.result(DEADLINE)
+        line.close()
+    finally:
+        live.close()
 
 
 def test_an_idle_connection_is_never_silent_in_either_direction(tmp_path: Path) -> None:

@@ -64,6 +64,9 @@ class Call:
     async def trailing_metadata(self) -> Any:
         return self._now()[2]
 
+    def cancel(self) -> None:
+        pass
+
     def done(self) -> bool:
         return self._status is not None
 
@@ -132,6 +135,9 @@ class BreakingCall:
         made = prediction("b", position, 4)
         digest = batch_digest(position, np.arange(4))
         return codec.encode_soft_target(codec.SoftTarget(position, digest, 0.5, made))
+
+    def cancel(self) -> None:
+        pass
 
     def done(self) -> bool:
         return False
