@@ -22,8 +22,7 @@ import typer
 
 from entangled import experiment_file
 from entangled.alignment import batch_digest, fingerprint, sample_order
-from entangled.distribution import statistics
-from entangled.exchange_log import Row, genesis, prediction_digest
+from entangled.exchange_log import Row, genesis
 from entangled.log_writer import Writer
 from entangled.schedule import weight_at
 
@@ -44,9 +43,7 @@ def make(folder: Path, rows: int) -> Path:
     log, random = Writer(folder, genesis(toml)), np.random.default_rng(0)
     order = sample_order(np.arange(layout.samples), "none", 0, 0)
     predictions = random.dirichlet(np.ones(CLASSES), (2, 1)).astype(np.float32)
-    said = [
-        ((1, CLASSES), p, prediction_digest(p), m) for p, m in zip(predictions, statistics(predictions), strict=True)
-    ]
+    said = [((1, CLASSES), p, None, None) for p in predictions]
     for index in range(layout.positions):
         position = layout.position(index)
         ids = layout.batch(order, position.step)

@@ -20,15 +20,15 @@ import pyarrow.parquet as pq
 import typer
 
 from entangled.alignment import Layout, batch_digest, sample_order
-from entangled.distribution import statistics
-from entangled.exchange_log import SCHEMA, Row, genesis, partitions, prediction_digest, read_batches
+from entangled.distribution import prediction_digest, statistics
+from entangled.exchange_log import SCHEMA, Row, genesis, partitions, read_batches
 from entangled.log_writer import Writer
 
 ROWS, CLASSES = 256, 1000
 
 
-def made_up(exchanges: int) -> Iterator[Row]:
-    """The rows of one epoch."""
+def made_up(exchanges: int, *, full: bool) -> Iterator[Row]:
+    """The rows of one epoch, of a log that is `full` or loses its predictions."""
     layout, random = Layout(ROWS * exchanges, ROWS, 1), np.random.default_rng(0)
     order = sample_order(np.arange(layout.samples), "full", 0, 0)
     for index in range(exchanges):
@@ -38,7 +38,7 @@ def made_up(exchanges: int) -> Iterator[Row]:
         measured, digest = statistics(predictions), batch_digest(position, ids)
         for peer, own, mine in zip("ab", predictions, measured, strict=True):
             at, shape = 1_700_000_000_000_000 + 9_973 * index, (ROWS, CLASSES)
-            said = shape, own, prediction_digest(own), mine
+            said = (shape, own, None, None) if full else (shape, own, prediction_digest(own), mine)
             yield Row(
                 position,
                 index,
@@ -84,7 +84,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         for mode, kept in keeps.items():
             log = Writer(Path(folder) / mode, genesis(""))
-            for row in made_up(exchanges):
+            for row in made_up(exchanges, full=mode == "full"):
                 log.append(row)
                 log.flush()
             log.finish_epoch()

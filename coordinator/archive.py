@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from entangled.alignment import Position
-from entangled.distribution import Probabilities
+from entangled.distribution import Probabilities, statistics
 from entangled.errors import LogError
 from entangled.exchange_log import Row, from_batch, partitions, read_batches
 from entangled.experiment import Experiment
@@ -18,7 +21,7 @@ class Archive:
     def __init__(self, run: Path, experiment: Experiment) -> None:
         """Look into the log in folder `run`."""
         self._run = run
-        self._mode = experiment.exchange.log
+        self._experiment = experiment
         self._epoch = -1
         self._next = -1
         self._rows: Iterator[Row] = iter(())
@@ -33,10 +36,24 @@ class Archive:
         predictions = [row.prediction for row in rows if row.prediction is not None]
         if len(predictions) < len(rows):
             raise LogError(
-                f"exchange.log = {self._mode} keeps no predictions that old as a peer asks for at {position}: its "
-                "checkpoints are lost; start the run anew"
+                f"exchange.log = {self._experiment.exchange.log} keeps no predictions that old as a peer asks for at "
+                f"{position}: its checkpoints are lost; start the run anew"
             )
         return rows[0].members, predictions
+
+    def statistics(self, position: Position, index: int) -> dict[str, npt.NDArray[np.float32]]:
+        """Each member's `entangled.distribution.statistics`, as stored, or computed where they are not.
+
+        Raises:
+            LogError: the log does not hold this position.
+        """
+        rows = self.rows(position, index)
+        stored = {row.peer: row.statistics for row in rows if row.statistics is not None}
+        if len(stored) == len(rows):
+            return stored
+        members, predictions = rows[0].members, [row.prediction for row in rows if row.prediction is not None]
+        measured = statistics(np.stack(predictions), self._experiment.combination(members))
+        return dict(zip(members, measured, strict=True))
 
     def rows(self, position: Position, index: int) -> list[Row]:
         """Every member's row, in the experiment's order.

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from coordinator.events import Exchange
 from entangled import faults
-from entangled.distribution import statistics
-from entangled.exchange_log import Row, genesis, prediction_digest
+from entangled.distribution import prediction_digest, statistics
+from entangled.exchange_log import Row, genesis
 from entangled.experiment import Experiment
 from entangled.experiment_file import dumps
 from entangled.log_writer import Writer
@@ -51,6 +51,7 @@ class Recorder:
     ) -> None:
         self._writer = Writer(run, genesis(dumps(experiment)))
         self._keeps = experiment.exchange.keeps
+        self._keeps_all = experiment.exchange.log == "full"
         self._experiment = experiment
         # Who waits for the disk at every exchange does not wait for more of them.
         self._gather = 0.0 if experiment.exchange.continues else GATHER_SECONDS
@@ -109,8 +110,12 @@ class Recorder:
         while not self._queue.empty() and len(items) < 1024:
             items.append(self._queue.get())
         exchanges = [item for item in items if isinstance(item, Exchange)]
-        for exchange, measured in zip(exchanges, _statistics(exchanges, self._experiment), strict=True):
-            self._append(exchange, measured)
+        if self._keeps_all:
+            for exchange in exchanges:
+                self._append(exchange, None)
+        else:
+            for exchange, measured in zip(exchanges, _statistics(exchanges, self._experiment), strict=True):
+                self._append(exchange, measured)
         faults.point("coordinator", "before log write")
         self._writer.flush()
         faults.point("coordinator", "after log write")
@@ -121,8 +126,8 @@ class Recorder:
             self._writer.thin(before, self._keeps)
         return items[-1] is None
 
-    def _append(self, exchange: Exchange, measured: npt.NDArray[np.float32]) -> None:
-        for (peer, arrival), mine in zip(exchange.arrivals.items(), measured, strict=True):
+    def _append(self, exchange: Exchange, measured: npt.NDArray[np.float32] | None) -> None:
+        for place, (peer, arrival) in enumerate(exchange.arrivals.items()):
             rows, classes = arrival.probabilities.shape
             self._writer.append(
                 Row(
@@ -135,8 +140,8 @@ class Recorder:
                     exchange.digest,
                     (rows, classes),
                     arrival.probabilities,
-                    prediction_digest(arrival.probabilities),
-                    mine,
+                    None if measured is None else prediction_digest(arrival.probabilities),
+                    None if measured is None else measured[place],
                     exchange.staleness,
                     arrival.received_at,
                     round((exchange.at - arrival.at) * 1e6),

@@ -149,8 +149,8 @@ def _agreement(session: Session, run: Path) -> dict[str, float | None]:
     agreeing, samples = dict.fromkeys(session.members, 0.0), dict.fromkeys(session.members, 0)
     for step in range(layout.steps_per_epoch):
         position = Position(layout.epochs - 1, step)
-        for row in archive.rows(position, layout.index(position)):
-            if len(row.members) > 1:
-                agreeing[row.peer] += float(row.statistics[_AGREEMENT]) * layout.rows(step)
-                samples[row.peer] += layout.rows(step)
+        measured = archive.statistics(position, layout.index(position))
+        for name, agreement in measured.items() if len(measured) > 1 else ():
+            agreeing[name] += float(agreement[_AGREEMENT]) * layout.rows(step)
+            samples[name] += layout.rows(step)
     return {name: agreeing[name] / samples[name] if samples[name] else None for name in session.members}

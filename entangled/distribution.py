@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from entangled.alignment import DIGEST_SIZE
 from entangled.errors import PredictionError
 
 Probabilities = npt.NDArray[np.float32]
@@ -324,6 +326,11 @@ def entropy(p: npt.NDArray[np.floating]) -> Floats:
     """
     p = p.astype(np.float64)
     return np.abs((p * np.log(np.where(p > 0, p, 1.0))).sum(axis=-1))
+
+
+def prediction_digest(prediction: Probabilities) -> bytes:
+    """BLAKE2b-128 over a prediction as little-endian float32, row by row."""
+    return hashlib.blake2b(np.ascontiguousarray(prediction, dtype="<f4").data, digest_size=DIGEST_SIZE).digest()
 
 
 def statistics(predictions: npt.NDArray[np.float32], combination: Combination = MEAN) -> npt.NDArray[np.float32]:

@@ -5,8 +5,9 @@
 
 Rows stand in order of index, then of the experiment's peers, and each carries a hash over itself and the row before it.
 Each also names the exchange's members, who have a row in it each, so that none can be taken away. Of a prediction, the
-hash takes in the digest, so that it can be checked where the prediction itself is not kept. The columns are described
-in docs/log.md.
+hash takes in the digest, so that it can be checked where the prediction itself is not kept. Digest and statistics
+are stored only in a log whose predictions go (`exchange.log`): elsewhere they can be computed from what is there. The
+columns are described in docs/log.md.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entangled.alignment import DIGEST_SIZE, Position, SampleIds
-from entangled.distribution import STATISTICS, Probabilities
+from entangled.distribution import STATISTICS, Probabilities, prediction_digest
 from entangled.errors import LogError
 
 
@@ -32,9 +34,12 @@ def _list(item: pa.DataType) -> pa.DataType:
     return pa.list_(pa.field("element", item, nullable=False))
 
 
+DERIVED = ("prediction_digest", *STATISTICS)
+"""Columns that are null where every prediction is kept for good."""
+
 SCHEMA = pa.schema(
     [
-        pa.field(name, kind, nullable=False)
+        pa.field(name, kind, nullable=name in DERIVED)
         for name, kind in [
             ("step", pa.int32()),
             ("index", pa.int64()),
@@ -79,9 +84,9 @@ class Row:
     """Rows and classes of the prediction."""
     prediction: Probabilities | None
     """`(rows, classes)` float32; None where it is not kept."""
-    prediction_digest: bytes
-    """As `prediction_digest`."""
-    statistics: npt.NDArray[np.float32]
+    prediction_digest: bytes | None
+    """Of `prediction`; None, as the statistics are, where every prediction is kept for good."""
+    statistics: npt.NDArray[np.float32] | None
     """`(5,)`, as `entangled.distribution.statistics`."""
     staleness: int
     received_at: int
@@ -97,9 +102,17 @@ def genesis(experiment_toml: str) -> bytes:
     return hashlib.blake2b(experiment_toml.encode(), digest_size=DIGEST_SIZE).digest()
 
 
-def prediction_digest(prediction: Probabilities) -> bytes:
-    """BLAKE2b-128 over a prediction as little-endian float32, row by row."""
-    return hashlib.blake2b(np.ascontiguousarray(prediction, dtype="<f4").data, digest_size=DIGEST_SIZE).digest()
+def digest_of(row: Row) -> bytes:
+    """The digest of a row's prediction, stored or not.
+
+    Raises:
+        LogError: the row has neither its prediction nor its digest.
+    """
+    if row.prediction_digest is not None:
+        return row.prediction_digest
+    if row.prediction is None:
+        raise LogError(f"the row at index {row.index} of peer {row.peer} has neither a prediction nor its digest")
+    return prediction_digest(row.prediction)
 
 
 def chain(previous: bytes, row: Row) -> bytes:
@@ -125,8 +138,9 @@ def chain(previous: bytes, row: Row) -> bytes:
     digest.update(members)
     digest.update(row.digest)
     digest.update(np.ascontiguousarray(row.sample_ids, dtype="<i8").data)
-    digest.update(row.prediction_digest)
-    digest.update(row.statistics.astype("<f4").data)
+    digest.update(digest_of(row))
+    if row.statistics is not None:
+        digest.update(row.statistics.astype("<f4").data)
     return digest.digest()
 
 
@@ -167,7 +181,7 @@ def to_batch(rows: Sequence[tuple[Row, bytes]]) -> pa.RecordBatch:
         [r.shape[1] for r in plain],
         lists([nothing if r.prediction is None else r.prediction for r in plain], pa.float32()),
         [r.prediction_digest for r in plain],
-        *np.stack([r.statistics for r in plain], axis=1),
+        *_columns([r.statistics for r in plain]),
         [r.staleness for r in plain],
         [r.received_at for r in plain],
         [r.wait_us for r in plain],
@@ -176,6 +190,12 @@ def to_batch(rows: Sequence[tuple[Row, bytes]]) -> pa.RecordBatch:
     ]
     arrays = [c if isinstance(c, pa.Array) else pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def _columns(statistics: Sequence[npt.NDArray[np.float32] | None]) -> list[list[Any]]:
+    """The statistics' columns, of rows of which some may have none."""
+    nothing = [None] * len(STATISTICS)
+    return [list(column) for column in zip(*(nothing if s is None else s.tolist() for s in statistics), strict=True)]
 
 
 def from_batch(batch: pa.RecordBatch, epoch: int) -> Iterator[tuple[Row, bytes]]:
@@ -188,7 +208,8 @@ def from_batch(batch: pa.RecordBatch, epoch: int) -> Iterator[tuple[Row, bytes]]
             *("prediction_digest", "staleness", "wait_us", "bytes"),
         )
     }
-    statistics = np.stack([c[name].to_numpy() for name in STATISTICS], axis=1)
+    statistics = np.stack([c[name].to_numpy(zero_copy_only=False) for name in STATISTICS], axis=1)
+    stored = np.stack([c[name].is_valid().to_numpy(zero_copy_only=False) for name in STATISTICS], axis=1)
     received = c["received_at"].cast(pa.int64()).to_pylist()
     chains = c["chain"].to_pylist()
     for i in range(batch.num_rows):
@@ -201,6 +222,8 @@ def from_batch(batch: pa.RecordBatch, epoch: int) -> Iterator[tuple[Row, bytes]]
                 expected=str(shape),
                 got=f"{prediction.size} values",
             )
+        if stored[i].any() != stored[i].all():
+            raise LogError(f"the row at index {plain['index'][i]} of peer {plain['peer'][i]} lacks some statistics")
         yield (
             Row(
                 Position(epoch, plain["step"][i]),
@@ -213,7 +236,7 @@ def from_batch(batch: pa.RecordBatch, epoch: int) -> Iterator[tuple[Row, bytes]]
                 shape,
                 prediction.reshape(shape) if prediction.size else None,
                 plain["prediction_digest"][i],
-                statistics[i],
+                statistics[i].astype(np.float32) if stored[i].all() else None,
                 plain["staleness"][i],
                 received[i],
                 plain["wait_us"][i],
@@ -259,7 +282,8 @@ def read_batches(path: Path, note: Callable[[str], None] = lambda _: None) -> It
         for batch in batches:
             batch.validate(full=True)
             lists = [batch.column(name).values for name in ("members", "sample_ids", "prediction")]
-            if any(column.null_count for column in [*batch.columns, *lists]):
+            needed = [batch.column(name) for name in SCHEMA.names if name not in DERIVED]
+            if any(column.null_count for column in [*needed, *lists]):
                 raise ValueError("a value is missing")
             yield batch
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # damage may claim any size

@@ -25,7 +25,7 @@ from entangled.alignment import Fingerprint, Position, SampleIds, batch_digest, 
 from entangled.datasets import Dataset, Unlabelled
 from entangled.distribution import STATISTICS, Probabilities, statistics, transmitted
 from entangled.errors import EntangledError, ExperimentError, LogError
-from entangled.exchange_log import Row, from_batch, genesis, partitions, prediction_digest, read_batches
+from entangled.exchange_log import Row, from_batch, genesis, partitions, read_batches
 from entangled.experiment import Experiment
 from entangled.log.reader import Run, open_run
 from entangled.log_writer import Writer
@@ -121,7 +121,7 @@ class LogExchange(Exchange):
             self._compare(position, prediction, predictions[mine])
             predictions[mine] = prediction
         measured = statistics(np.stack(predictions), combination)
-        self._write(rows, scheduled, predictions, measured)
+        self._write(rows, scheduled, predictions)
         self._count(position, members, len(sample_ids), measured)
         self.done += 1
         self._exchanged(self.done)
@@ -178,11 +178,10 @@ class LogExchange(Exchange):
             self.first_difference = self.first_difference or position
             self.largest_difference = max(self.largest_difference, float(np.abs(prediction - logged).max()))
 
-    def _write(self, rows: list[Row], scheduled: float, predictions: list[Probabilities], measured: Measured) -> None:
-        for row, prediction, mine in zip(rows, predictions, measured, strict=True):
-            digest, weight = prediction_digest(prediction), membership.weight(row.peer, row.members, scheduled)
-            changed = replace(row, weight=weight, prediction=prediction, prediction_digest=digest, statistics=mine)
-            self._writer.append(changed)
+    def _write(self, rows: list[Row], scheduled: float, predictions: list[Probabilities]) -> None:
+        for row, prediction in zip(rows, predictions, strict=True):
+            weight = membership.weight(row.peer, row.members, scheduled)
+            self._writer.append(replace(row, weight=weight, prediction=prediction))
         if self.done % FLUSH_EXCHANGES == 0:
             self._writer.flush()
 

@@ -37,6 +37,8 @@ def flip(row: dict[str, Any], column: str, place: int = 0, bit: int = 0) -> dict
 
 
 def _flipped(value: Any, kind: pa.DataType, place: int, bit: int) -> Any:
+    if value is None:
+        return bytes(16) if pa.types.is_fixed_size_binary(kind) else 0.5
     if pa.types.is_list(kind):
         items = list(value)
         if not items:

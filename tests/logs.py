@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from entangled.alignment import Layout, batch_digest, sample_order
-from entangled.distribution import statistics
-from entangled.exchange_log import Row, genesis, prediction_digest
+from entangled.distribution import prediction_digest, statistics
+from entangled.exchange_log import Row, genesis
 from entangled.experiment import Experiment, parse
 from entangled.experiment_file import dumps
 from entangled.log_writer import Writer
@@ -60,7 +60,7 @@ def rows(
     who: Callable[[int], tuple[str, ...]] | None = None,
 ) -> Iterable[list[Row]]:
     """What the coordinator would log, an exchange at a time; predictions are random. By default, all take part."""
-    layout = Layout(samples, settings.batch_size, settings.epochs)
+    layout, full = Layout(samples, settings.batch_size, settings.epochs), settings.exchange.log == "full"
     for index in range(layout.positions):
         position = layout.position(index)
         order = sample_order(np.arange(samples), settings.exchange.shuffle_buffer, settings.seed, position.epoch)
@@ -84,8 +84,8 @@ def rows(
                 batch_digest(position, ids),
                 (len(ids), classes),
                 predictions[place],
-                prediction_digest(predictions[place]),
-                measured[place],
+                None if full else prediction_digest(predictions[place]),
+                None if full else measured[place],
                 0,
                 (SECONDS + index) * 1_000_000 + place,
                 1000 * place,

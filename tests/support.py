@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from entangled.alignment import Fingerprint, Layout, Position, batch_digest, fingerprint, sample_order
-from entangled.distribution import Probabilities, statistics
+from entangled.distribution import Probabilities, prediction_digest, statistics
 from entangled.errors import EntangledError
-from entangled.exchange_log import Row, genesis, prediction_digest
+from entangled.exchange_log import Row, genesis
 from entangled.experiment import Experiment, parse
 from entangled.log_writer import Writer
 
@@ -109,6 +109,7 @@ def same(one: Row, other: Row) -> bool:
 
 def said_the_same(one: Row, other: Row) -> bool:
     """Whether the columns about the prediction are equal, to the bit."""
-    hashed = [(r.shape, r.prediction_digest, r.statistics.tobytes()) for r in (one, other)]
+    measured = [None if r.statistics is None else r.statistics.tobytes() for r in (one, other)]
+    hashed = [(r.shape, r.prediction_digest, bits) for r, bits in zip((one, other), measured, strict=True)]
     bits = [None if r.prediction is None else (r.prediction.shape, r.prediction.tobytes()) for r in (one, other)]
     return hashed[0] == hashed[1] and bits[0] == bits[1]

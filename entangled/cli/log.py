@@ -221,7 +221,9 @@ def query(
 
     Columns: epoch, step, index, peer, members, weight, sample_ids, digest, rows, classes, prediction (empty where it is
     not kept), prediction_digest, entropy, confidence, agreement, kl_self_other, kl_other_self, staleness, received_at,
-    wait_us, bytes, chain. Example: `entangled log query runs/x "select peer, avg(bytes) from exchanges group by peer"`.
+    wait_us, bytes, chain. Digest, entropy … kl_other_self are computed where the log does not store them.
+
+    Example: `entangled log query runs/x "select peer, avg(bytes) from exchanges group by peer"`.
     """
     from entangled.log.query import query as answer
     from entangled.log.reader import open_run

@@ -111,8 +111,9 @@ class _EpochSums:
         members = list(block.members)
         self.weight_last = float(block.weights[-1])
         self.exchanges[members] += exchanges
-        known = ~np.isnan(block.statistics)
-        self.statistics[members] += block.statistics.sum(axis=0, dtype=np.float64, where=known) * rows
+        measured = block.statistics
+        known = ~np.isnan(measured)
+        self.statistics[members] += measured.sum(axis=0, dtype=np.float64, where=known) * rows
         self.samples[members] += known.sum(axis=0) * rows
         for i, member in enumerate(members):
             self.quantiles[member].add(block.wait_us[:, i])

@@ -92,7 +92,8 @@ def _differences(
     peers = [peer for peer in ours if peer in theirs]
     places = [ours.index(peer) for peer in peers], [theirs.index(peer) for peer in peers]
     if a.kept is None or b.kept is None:
-        if (a.prediction_digests[places[0]] == b.prediction_digests[places[1]]).all():
+        digests = a.prediction_digests, b.prediction_digests
+        if all(digests[0][i] == digests[1][j] for i, j in zip(*places, strict=True)):
             return what, dict.fromkeys(peers, 0.0)
         return [*what, "predictions"], None
     own, others = a.kept[places[0]], b.kept[places[1]]

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from pyarrow.compute import call_function
 
 from entangled.errors import EntangledError
-from entangled.exchange_log import SCHEMA, partitions, read_batches
-from entangled.log.reader import Note, Run
+from entangled.exchange_log import DERIVED, SCHEMA, partitions, read_batches
+from entangled.log.reader import Note, Run, completed
 
 COLUMNS = ("epoch", *SCHEMA.names)
 _SCHEMA = pa.schema([pa.field("epoch", pa.int32(), nullable=False), *SCHEMA])
@@ -59,7 +59,7 @@ def export(
     schema = pa.schema([_SCHEMA.field(name) for name in columns])
     written = without = 0
     with _replacing(target) as temporary, _FORMATS[target.suffix](temporary, schema) as write:
-        for batch in _batches(run, note, epoch, peer):
+        for batch in _batches(run, note, epoch, peer, not {*columns}.isdisjoint(DERIVED)):
             write(batch.select(list(columns)))
             written += batch.num_rows
             without += call_function("list_value_length", [batch.column("prediction")]).to_pylist().count(0)
@@ -68,11 +68,11 @@ def export(
     return written
 
 
-def _batches(run: Run, note: Note, epoch: int | None, peer: str | None) -> Iterator[pa.RecordBatch]:
+def _batches(run: Run, note: Note, epoch: int | None, peer: str | None, complete: bool) -> Iterator[pa.RecordBatch]:
     for found, path in partitions(run.folder):
         if epoch not in (None, found):
             continue
-        for batch in read_batches(path, note):
+        for batch in completed(run, found, path, note) if complete else read_batches(path, note):
             rows = (
                 batch if peer is None else batch.filter(call_function("equal", [batch.column("peer"), pa.scalar(peer)]))
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -11,15 +12,18 @@ from typing import Any, cast
 import pyarrow.parquet as pq
 
 from entangled.errors import EntangledError
-from entangled.exchange_log import SCHEMA, partitions, read_batches
-from entangled.log.reader import Note, Run
+from entangled.exchange_log import DERIVED, SCHEMA, partitions, read_batches
+from entangled.log.reader import Note, Run, completed
+
+_COMPUTED = re.compile(rf"\b({'|'.join(DERIVED)})\b|(?<!count\()\*", re.IGNORECASE)
+"""Where a question names columns that a log with every prediction does not store; `count(*)` names none."""
 
 
 def query(run: Run, sql: str, note: Note) -> tuple[list[str], list[list[Any]]]:
     """Answer one `select` over the view `exchanges`.
 
     Parquet is read in place and only as far as the question needs it; an epoch that is still a stream is copied to a
-    temporary Parquet file first.
+    temporary Parquet file first, and so is everything if the question names columns that are computed.
 
     Args:
         run: as opened.
@@ -38,7 +42,8 @@ def query(run: Run, sql: str, note: Note) -> tuple[list[str], list[list[Any]]]:
         raise EntangledError("duckdb is missing: pip install 'entangled[log]'") from None
     with TemporaryDirectory(prefix="entangled-") as scratch, duckdb.connect() as connection:
         found = enumerate(partitions(run.folder))
-        files = [_provide(number, epoch, path, Path(scratch), note) for number, (epoch, path) in found]
+        computed = run.experiment.exchange.log == "full" and _COMPUTED.search(sql) is not None
+        files = [_provide(run, number, epoch, path, Path(scratch), note, computed) for number, (epoch, path) in found]
         if not files:
             raise EntangledError(f"{run.folder} has no exchanges yet")
         try:
@@ -59,15 +64,15 @@ def _rows(answer: Any) -> list[dict[int, Any]]:
     return answer.rename_columns([str(i) for i in range(answer.num_columns)]).to_pylist()
 
 
-def _provide(number: int, epoch: int, path: Path, scratch: Path, note: Note) -> Path:
+def _provide(run: Run, number: int, epoch: int, path: Path, scratch: Path, note: Note, computed: bool) -> Path:
     """The partition as Parquet under `scratch`, where no folder's name can be taken for a column or a pattern."""
     target = scratch / f"epoch={epoch:04d}" / f"part-{number}.parquet"
     target.parent.mkdir(exist_ok=True)
-    if path.suffix == ".parquet":
+    if path.suffix == ".parquet" and not computed:
         target.symlink_to(path.resolve())
         return target
     with pq.ParquetWriter(target, SCHEMA) as writer:
-        for batch in read_batches(path, note):
+        for batch in completed(run, epoch, path, note) if computed else read_batches(path, note):
             writer.write_batch(batch)
     return target
 

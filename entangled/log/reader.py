@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ import pyarrow as pa
 from pyarrow.compute import call_function
 
 from entangled.alignment import Layout, Position
-from entangled.distribution import STATISTICS
+from entangled.distribution import prediction_digest
 from entangled.errors import LogError
-from entangled.exchange_log import partitions, read_batches
+from entangled.exchange_log import DERIVED, SCHEMA, partitions, read_batches
 from entangled.experiment import Experiment
 from entangled.experiment_file import loads
-from entangled.log.block import Block, Exchange
+from entangled.log.block import Block, Exchange, Stored
 
 Note = Callable[[str], None]
 """Is told, in one line, what somebody who reads an unfinished log should know."""
@@ -126,7 +126,7 @@ def blocks(run: Run, note: Note = ignore, epochs: Collection[int] | None = None,
         if epochs is None or epoch in epochs:
             for block in _blocks(run, epoch, path, read_batches(path, note)):
                 if block.indexes[-1] > after:
-                    yield _behind(block, after)
+                    yield block if block.indexes[0] > after else block.where(block.indexes > after)
 
 
 def with_predictions(run: Run, found: Iterable[Block], note: Note) -> Iterator[Block]:
@@ -217,7 +217,29 @@ def follow(run: Run, after: int, pause: Callable[[], None]) -> Iterator[Exchange
         pause()
 
 
+def completed(run: Run, epoch: int, path: Path, note: Note = ignore) -> Iterator[pa.RecordBatch]:
+    """A partition's rows in `SCHEMA`, also those columns that are not stored but computed; errors as of `blocks`."""
+    for members, rows in _exchanges(path, read_batches(path, note)):
+        if not any(rows.column(name).null_count for name in DERIVED):
+            yield rows
+            continue
+        found = [*_whole(run, epoch, path, members, rows)]
+        digests = [prediction_digest(own) for block in found for each in block.predictions for own in each]
+        statistics = np.concatenate([block.statistics.reshape(-1, len(DERIVED) - 1) for block in found])
+        computed = dict(zip(DERIVED, [digests, *statistics.T], strict=True))
+        yield pa.RecordBatch.from_arrays(
+            [pa.array(computed[f.name], f.type) if f.name in computed else rows.column(f.name) for f in SCHEMA],
+            schema=SCHEMA,
+        )
+
+
 def _blocks(run: Run, epoch: int, path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Block]:
+    for members, rows in _exchanges(path, batches):
+        yield from _whole(run, epoch, path, members, rows)
+
+
+def _exchanges(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[tuple[str, ...], pa.RecordBatch]]:
+    """The rows of whole exchanges, many at a time, with the members that they name."""
     rest = None
     for batch in batches:
         rows = batch if rest is None else pa.concat_batches([rest, batch])
@@ -228,7 +250,7 @@ def _blocks(run: Run, epoch: int, path: Path, batches: Iterable[pa.RecordBatch])
             whole = same.num_rows - same.num_rows % len(members)
             rest = same.slice(whole) if whole < same.num_rows else None
             if whole:
-                yield from _whole(run, epoch, path, members, same.slice(0, whole))
+                yield members, same.slice(0, whole)
     if rest is not None:
         raise _incomplete(path, rest)
 
@@ -271,8 +293,9 @@ def _whole(run: Run, epoch: int, path: Path, members: tuple[str, ...], batch: pa
     kept = lengths > 0
     if (kept != kept[:, :1]).any():
         raise _not_whole(path, "an exchange of which some predictions are kept and others not")
-    digests = batch.column("prediction_digest").to_numpy(zero_copy_only=False).reshape(shape)
-    statistics = np.stack([batch.column(name).to_numpy() for name in STATISTICS], axis=1).reshape(*shape, -1)
+    stored = _stored(batch, shape)
+    if stored is None and not kept.all():
+        raise _not_whole(path, "an exchange without predictions, digests and statistics")
     changes = (np.diff(rows[:, 0]) != 0) | (kept[1:, 0] != kept[:-1, 0])
     cuts = [0, *(np.flatnonzero(changes) + 1).tolist(), shape[0]]
     for begin, end in pairwise(cuts):
@@ -288,24 +311,25 @@ def _whole(run: Run, epoch: int, path: Path, members: tuple[str, ...], batch: pa
             weights[begin:end, 0].astype(np.float32),
             sample_ids[:, 0],
             _predictions(values[value_offsets[first] : value_offsets[stop]], (end - begin, peers, n, run.classes)),
-            digests[begin:end],
-            statistics[begin:end],
+            None if stored is None else stored[begin:end],
+            run.experiment.combination(members),
             received[begin:end],
             waits[begin:end],
             sizes[begin:end],
         )
 
 
+def _stored(batch: pa.RecordBatch, shape: tuple[int, int]) -> Stored | None:
+    """What is stored of the predictions beside them, if all of it is there."""
+    columns = [batch.column(name) for name in DERIVED]
+    if any(column.null_count for column in columns):
+        return None
+    digests, *statistics = (column.to_numpy(zero_copy_only=False) for column in columns)
+    return Stored(digests.reshape(shape), np.stack(statistics, axis=1).reshape(*shape, -1))
+
+
 def _predictions(values: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDArray[np.float32] | None:
     return values.reshape(shape) if values.size else None
-
-
-def _behind(block: Block, after: int) -> Block:
-    if block.indexes[0] > after:
-        return block
-    keep = block.indexes > after
-    arrays = {name: value[keep] for name, value in vars(block).items() if isinstance(value, np.ndarray)}
-    return replace(block, **arrays)
 
 
 def _numbers(batch: pa.RecordBatch, name: str, shape: tuple[int, int]) -> npt.NDArray[Any]:

@@ -91,6 +91,7 @@ def disagreements(run: Run, top: int, epoch: int | None, labels: Labels, note: N
 
 def line(run: Run, found: Exchange) -> Report:
     """One exchange in brief: how each member agreed with the others, None if it was alone, and how long it waited."""
+    measured = found.statistics
     return {
         "at": datetime.fromtimestamp(int(found.received_at.max()) / 1e6, UTC).isoformat(timespec="milliseconds"),
         "epoch": found.position.epoch,
@@ -99,7 +100,7 @@ def line(run: Run, found: Exchange) -> Report:
         "weight": found.weight,
         "peers": {
             peer: {
-                **dict(zip(STATISTICS, map(_known, found.statistics[i].tolist()), strict=True)),
+                **dict(zip(STATISTICS, map(_known, measured[i].tolist()), strict=True)),
                 "wait_ms": float(found.wait_us[i]) / 1e3,
             }
             for i, peer in enumerate(_members(run, found.members))

@@ -8,18 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from entangled.alignment import Position, SampleIds, batch_digest, sample_order
-from entangled.distribution import STATISTICS, check, statistics
+from entangled.distribution import STATISTICS, check, prediction_digest, statistics
 from entangled.errors import LogError, PredictionError
-from entangled.exchange_log import (
-    Row,
-    chain,
-    folder,
-    from_batch,
-    genesis,
-    partitions,
-    prediction_digest,
-    read_batches,
-)
+from entangled.exchange_log import Row, chain, folder, from_batch, genesis, partitions, read_batches
 from entangled.log.reader import Note, Run, ignore
 from entangled.schedule import weight_at
 
@@ -163,14 +154,17 @@ class _Walk:
         if len(kept) < len(exchange):
             self.peer = next(row.peer for row in exchange if row.prediction is None)
             raise _Differs("the prediction is missing, while other peers' are kept", "all or none", "some")
+        if self._run.experiment.exchange.log == "full":
+            return  # nothing is stored that could differ
         combination = self._run.experiment.combination(exchange[0].members)
         for row, computed in zip(exchange, statistics(np.stack(kept), combination), strict=True):
             # The last bits hang on the processor.
-            close = np.isclose(row.statistics, computed, rtol=1e-5, atol=1e-6, equal_nan=True)
+            stored = np.full_like(computed, np.nan) if row.statistics is None else row.statistics
+            close = np.isclose(stored, computed, rtol=1e-5, atol=1e-6, equal_nan=True)
             if not close.all():
                 self.peer, place = row.peer, int(np.flatnonzero(~close)[0])
                 what = f"{STATISTICS[place]} is not that of the predictions"
-                raise _Differs(what, computed[place], row.statistics[place])
+                raise _Differs(what, computed[place], stored[place])
 
     def _end(self) -> None:
         exchanges, summary = self.exchanges, self._run.summary
@@ -257,6 +251,7 @@ def _list(names: tuple[str, ...]) -> str:
 
 
 def _check_prediction(run: Run, row: Row) -> None:
+    _check_derived(run, row)
     if row.prediction is None:
         if run.experiment.exchange.keeps(row.index):
             raise _Differs("the prediction is missing", f"kept, with exchange.log = {_mode(run)}", "no prediction")
@@ -266,9 +261,20 @@ def _check_prediction(run: Run, row: Row) -> None:
     except PredictionError as error:
         raise _Differs(f"the prediction is no distribution: {error.message}", error.expected, error.got) from None
     digest = prediction_digest(row.prediction)
-    if row.prediction_digest != digest:
+    if row.prediction_digest not in (None, digest):
         what = "this is not the prediction that was written: its digest is another"
         raise _Differs(what, row.prediction_digest.hex(), digest.hex())
+
+
+def _check_derived(run: Run, row: Row) -> None:
+    """Digest and statistics are stored in a log whose predictions go, and only there."""
+    expected = run.experiment.exchange.log != "full"
+    stored = row.prediction_digest is not None, row.statistics is not None
+    if stored != (expected, expected):
+        names = ("the digest", "no digest"), ("statistics", "no statistics")
+        got = ", ".join(name[not there] for name, there in zip(names, stored, strict=True))
+        wanted = ", ".join(name[not expected] for name in names)
+        raise _Differs(f"what is stored beside the prediction is not exchange.log = {_mode(run)}'s", wanted, got)
 
 
 def _mode(run: Run) -> str:

@@ -33,16 +33,16 @@ def rows(draw: st.DrawFn) -> list[Row]:
             sample_ids=draw(arrays.arrays(np.int64, st.integers(0, 5), elements=INT64)),
             digest=draw(st.binary(min_size=16, max_size=16)),
             shape=prediction.shape,
-            prediction=draw(st.sampled_from([prediction, None])),
-            prediction_digest=draw(st.binary(min_size=16, max_size=16)),
-            statistics=draw(arrays.arrays(np.float32, 5, elements=FLOATS)),
+            prediction=draw(st.sampled_from([prediction, None])) if stored else prediction,
+            prediction_digest=draw(st.binary(min_size=16, max_size=16)) if stored else None,
+            statistics=draw(arrays.arrays(np.float32, 5, elements=FLOATS)) if stored else None,
             staleness=draw(INT32),
             received_at=draw(st.integers(0, 2**52)),
             wait_us=draw(INT64),
             bytes=draw(INT32),
         )
         for epoch in epochs
-        for prediction in [draw(PREDICTIONS)]
+        for prediction, stored in [(draw(PREDICTIONS), draw(st.booleans()))]
     ]
 
 

@@ -140,7 +140,7 @@ def test_the_chain_hangs_on_every_column_and_on_the_row_before() -> None:
         "digest": [bytes(16)],
         "shape": [(3, 4), (4, 4)],
         "prediction_digest": [bytes(16)],
-        "statistics": [row.statistics[::-1], np.nextafter(row.statistics, np.float32(2))],
+        "statistics": [row.statistics[::-1], np.nextafter(row.statistics, np.float32(2)), None],
         "staleness": [1],
         "received_at": [row.received_at + 1],
         "wait_us": [1],

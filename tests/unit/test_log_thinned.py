@@ -46,7 +46,7 @@ def test_the_reader_gives_whole_exchanges_with_predictions_or_without(full: Path
             assert found.predictions.tobytes() == whole.predictions.tobytes()
         assert found.sample_ids.tolist() == whole.sample_ids.tolist()
         assert found.statistics.tobytes() == whole.statistics.tobytes()
-        assert found.prediction_digests.tolist() == whole.prediction_digests.tolist()
+        assert found.prediction_digests == whole.prediction_digests
     assert [e.index for e in exchanges(open_run(sampled), after=3)] == [4, 5]
 
 

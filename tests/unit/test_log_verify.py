@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from entangled.alignment import Position
-from entangled.distribution import STATISTICS
+from entangled.distribution import STATISTICS, prediction_digest
 from entangled.exchange_log import chain, from_batch, genesis, partition_path, read, stream_path, to_batch
 from entangled.log.reader import open_run
 from entangled.log.verify import Fault, Verdict, verify
@@ -84,14 +85,21 @@ DAMAGE: dict[str, tuple[Callable[[Rows], Rows], Position, str, str]] = {
         lambda r: [*r[:4], flip(r[4], "prediction", 3), r[5]],
         Position(1, 2),
         "a",
-        "not the prediction that was written",
+        "the hash chain breaks",
     ),
-    "prediction digest": (
-        lambda r: [flip(r[0], "prediction_digest"), *r[1:]],
+    "a digest beside the prediction": (
+        lambda r: [{**r[0], "prediction_digest": prediction_digest(np.float32(r[0]["prediction"]))}, *r[1:]],
         Position(1, 0),
         "a",
-        "not the prediction",
+        "what is stored beside the prediction is not exchange.log = full's",
     ),
+    "statistics beside the prediction": (
+        lambda r: [{**r[0], **dict.fromkeys(STATISTICS, 0.5)}, *r[1:]],
+        Position(1, 0),
+        "a",
+        "what is stored beside the prediction is not exchange.log = full's",
+    ),
+    "one of them": (lambda r: [{**r[0], "entropy": 0.5}, *r[1:]], Position(1, 0), "a", "lacks some statistics"),
     "no prediction": (lambda r: [{**r[0], "prediction": []}, *r[1:]], Position(1, 0), "a", "the prediction is missing"),
     "staleness": (lambda r: [flip(r[0], "staleness"), *r[1:]], Position(1, 0), "a", "the staleness is not"),
     "received at": (lambda r: [flip(r[0], "received_at"), *r[1:]], Position(1, 0), "a", "the hash chain breaks"),
@@ -111,7 +119,7 @@ def test_a_thinned_log_has_no_fault_and_says_what_it_cannot_prove(
     (note,) = notes
     assert note.startswith(f"the predictions of {without} of 6 exchanges are not kept (exchange.log = {log}")
     assert "cannot be proven" in note
-    full = logs.finished(tmp_path / "full")
+    full = logs.finished(tmp_path / "full", logs.keeping("sampled", log_every=1))
     assert [row.prediction is None for row, _ in read(tmp_path)].count(True) == 2 * without
     for (a, _), (b, _) in zip(read(tmp_path), read(full), strict=True):
         assert said_the_same(replace(a, prediction=None), replace(b, prediction=None))
@@ -234,7 +242,7 @@ def test_statistics_that_are_not_the_predictions_are_found_though_the_chain_hold
         changed[place] += 1e-3
         return replace(row, statistics=changed) if number == 8 else row
 
-    rewrite(logs.finished(tmp_path), wrong)
+    rewrite(logs.finished(tmp_path, logs.keeping("sampled", log_every=1)), wrong)
     found = fault(tmp_path)
     assert (found.position, found.peer) == (Position(1, 1), "a")
     assert found.what == f"{STATISTICS[place]} is not that of the predictions"

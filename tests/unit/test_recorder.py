@@ -13,9 +13,9 @@ from coordinator.archive import Archive
 from coordinator.events import Arrival, Exchange
 from coordinator.recorder import Recorder
 from entangled.alignment import batch_digest, sample_order
-from entangled.distribution import soft_targets, statistics
+from entangled.distribution import prediction_digest, soft_targets, statistics
 from entangled.errors import LogError
-from entangled.exchange_log import prediction_digest, read
+from entangled.exchange_log import read
 from entangled.experiment import Experiment
 from tests.support import SAMPLES, experiment, prediction
 
@@ -49,13 +49,13 @@ def recorded(run: Path, settings: Experiment, **settled: int) -> list[int]:
     return durable
 
 
-@pytest.mark.parametrize("at_once", [1, 1024 * 1024])
-def test_every_row_has_its_predictions_digest_and_statistics(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+@pytest.mark.parametrize(("at_once", "log"), [(1, "sampled"), (1024 * 1024, "sampled"), (1, "full")])
+def test_every_row_has_its_predictions_digest_and_statistics_where_predictions_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, log: str
 ) -> None:
     """However many are computed on at once: the epochs' last batches are short."""
     monkeypatch.setattr(recorder, "STATISTICS_BYTES", at_once)
-    settings = experiment(PEERS, epochs=4)
+    settings = experiment(PEERS, epochs=4, log=log, **({} if log == "full" else {"log_every": 1}))
     assert recorded(tmp_path, settings)[-1] == 12
     rows = iter(read(tmp_path))
     for exchange in exchanges(settings):
@@ -65,6 +65,9 @@ def test_every_row_has_its_predictions_digest_and_statistics(
             assert (row.index, row.peer, row.shape) == (exchange.index, peer, own.shape)
             assert row.prediction is not None
             assert row.prediction.tobytes() == own.tobytes()
+            if log == "full":
+                assert (row.prediction_digest, row.statistics) == (None, None)
+                continue
             assert row.prediction_digest == prediction_digest(own)
             np.testing.assert_allclose(row.statistics, measured, rtol=1e-6)
     assert next(rows, None) is None
