@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -286,6 +287,9 @@ class Experiment(_Settings):
     """What each peer trains again at the end, to compare: from the same initial weights, for as many steps, `alone` on
     its private data, or on everybody's `pooled`, which only an experiment can do."""
     peers: dict[Name, Peer]
+    processes: Annotated[int, Field(gt=0)] | None = None
+    """So many processes train the peers where one command starts them all on one machine, `shares` of them each; the
+    peers of a process are threads of it, and share a stream. Not given, every peer has a process of its own."""
     ray: dict[str, Placement] = Field(default_factory=dict, exclude=True)
     """By peer, or `coordinator`. Never in what `experiment_file.dumps` writes: a run may go on elsewhere."""
 
@@ -340,6 +344,38 @@ class Experiment(_Settings):
         if without and not self.exchange.data:
             raise ValueError("`exchange.data` is missing")
         return self
+
+    @model_validator(mode="after")
+    def _shared_processes(self) -> Experiment:
+        if self.processes is not None and self.processes > len(self.peers):
+            raise ValueError(f"processes = {self.processes} for only {len(self.peers)} peers")
+        for share in self.shares:
+            try:
+                self.check_share(share)
+            except ExperimentError as error:
+                raise ValueError(f"processes = {self.processes}: {error}") from None
+        return self
+
+    @property
+    def shares(self) -> list[tuple[str, ...]]:
+        """The peers of each process, in the experiment's order, as many in each as can be."""
+        names, number = self.peer_names, self.processes or len(self.peers)
+        bounds = [len(names) * place // number for place in range(number + 1)]
+        return [names[begin:end] for begin, end in pairwise(bounds)]
+
+    def check_share(self, names: Sequence[str]) -> None:
+        """Raise ExperimentError if these peers cannot be in one process, whose framework and device are chosen once."""
+        first = names[0]
+        for key in ("backend", "device", "memory", "threads"):
+            mine = getattr(self.peers[first], key)
+            for other in names[1:]:
+                if (theirs := getattr(self.peers[other], key)) != mine:
+                    raise ExperimentError(
+                        f"{first} and {other} would be in one process, which has one {key}: order the peers so that "
+                        "those of a process agree, or give each its own",
+                        expected=str(mine),
+                        got=str(theirs),
+                    )
 
     @property
     def vertical(self) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,11 +24,33 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 def log_to(path: Path) -> None:
     """Log to `path` and, unless that is the same file, to standard error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
+    handlers: list[logging.Handler] = [_log_file(path)]
     if not os.path.samestat(os.fstat(2), path.stat()):
         handlers.append(logging.StreamHandler())
+    _log(handlers)
+
+
+def log_apart(paths: Mapping[str, Path]) -> None:
+    """Log to standard error, and what a thread says to its own file: `paths` by the threads' names."""
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    for thread, path in paths.items():
+        handler = _log_file(path)
+        handler.addFilter(functools.partial(_is_of, thread))
+        handlers.append(handler)
+    _log(handlers)
+
+
+def _log_file(path: Path) -> logging.Handler:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return logging.FileHandler(path, encoding="utf-8")
+
+
+def _is_of(thread: str, record: logging.LogRecord) -> bool:
+    return record.threadName == thread
+
+
+def _log(handlers: list[logging.Handler]) -> None:
     limit = LogLimit()
     for handler in handlers:
         handler.addFilter(limit)

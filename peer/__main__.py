@@ -23,7 +23,14 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def peer(
-    name: Annotated[str, typer.Argument(help="This peer's name in the experiment, e.g. cnn.", envvar="ENTANGLED_PEER")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help="This peer's name in the experiment, e.g. cnn; several share a process, and a stream.",
+            envvar="ENTANGLED_PEER",
+            metavar="NAME",
+        ),
+    ],
     coordinator: Annotated[str, typer.Option(help="host:port, or unix:PATH.", envvar="ENTANGLED_COORDINATOR")] = (
         "127.0.0.1:50051"
     ),
@@ -56,7 +63,7 @@ def peer(
         ),
     ] = None,
 ) -> None:
-    """Train one peer of a run. The experiment comes from the coordinator.
+    """Train one peer of a run, or several in one process. The experiment comes from the coordinator.
 
     A peer that was stopped or killed goes on where it was when it is started again with the same command; the others
     wait for it.
@@ -64,13 +71,13 @@ def peer(
     entangled peer cnn --coordinator host:50051 --certs certs/cnn --run-dir runs/x
     """
     process.main(
-        lambda: _train(name, coordinator, run_dir, connect_seconds, device, certs, token_file, private, view),
+        lambda: _train(names, coordinator, run_dir, connect_seconds, device, certs, token_file, private, view),
         "entangled peer",
     )
 
 
 def _train(
-    name: str,
+    names: list[str],
     coordinator: str,
     run_dir: Path,
     connect_seconds: float,
@@ -80,39 +87,66 @@ def _train(
     private: str | None,
     view: str | None,
 ) -> None:
-    from entangled.participation.joining import join
+    from entangled import credentials
+    from entangled.participation.client import CoordinatorClient
+    from entangled.participation.joining import join_over
 
-    folder = run_dir / "peers" / name
+    name, *others = names
+    if others and (private or view):
+        raise ExperimentError("--private and --view are one peer's", expected="one peer", got=f"{len(names)} peers")
     atomic.private_folder(run_dir)
-    process.log_to(folder / "peer.log")
     process.end_at_interrupt()  # nothing is lost by that, and the others wait for this peer to come back
+    if others:
+        process.log_apart({each: _folder(run_dir, each) / "peer.log" for each in names})
+    else:
+        process.log_to(_folder(run_dir, name) / "peer.log")
     if (run_dir / "summary.json").exists():
         log.info("%s is finished", run_dir)
         return
     sys.path.insert(0, os.getcwd())  # the user's own `module:function`
+    shown = credentials.load(certs, token_file)
     try:
-        from peer import backends, trainer
+        from peer import backends, several
 
         def data(experiment: Experiment) -> str | None:
             """This peer's own, or the experiment's; but it may come from Keras, which must know its backend by then."""
             backends.select(experiment, name, device)
             return view
 
-        with join(
-            coordinator, name, data, connect_seconds=connect_seconds, certs=certs, token_file=token_file
-        ) as joined:
-            log.info("peer %s trains model %s for %s", name, joined.experiment.peers[name].model, coordinator)
-            backends.configure(joined.experiment, name, device)
-            lessons = _lessons(joined, private) if joined.experiment.private or private else None
-            samples = joined.data if isinstance(joined.data, Unlabelled) else joined.dataset
-            learner = backends.learner(joined.experiment, name, samples.x.shape[1:], samples.classes)
-            trainer.train(joined, learner, samples, folder, private=lessons)
-            log.info("peer %s is done", name)
+        def configured(experiment: Experiment) -> None:
+            backends.configure(experiment, name, device, len(names))
+
+        def work(joined: Any) -> None:
+            _work(joined, private, _folder(run_dir, joined.name))
+
+        if others:
+            several.train(names, coordinator, connect_seconds, shown, configured, work)
+            return
+        with join_over(CoordinatorClient(coordinator, name, connect_seconds, shown), data) as joined:
+            configured(joined.experiment)
+            work(joined)
     except EntangledError:
         raise
     except Exception as error:
         log.exception("peer %s cannot go on", name)
         process.leave(EntangledError(process.one_line(error)))
+
+
+def _work(joined: Any, private: str | None, folder: Path) -> None:
+    """Train one peer, when the process is ready for its framework."""
+    from peer import backends, trainer
+
+    name = joined.name
+    log.info("peer %s trains model %s", name, joined.experiment.peers[name].model)
+    lessons = _lessons(joined, private) if joined.experiment.private or private else None
+    samples = joined.data if isinstance(joined.data, Unlabelled) else joined.dataset
+    learner = backends.learner(joined.experiment, name, samples.x.shape[1:], samples.classes)
+    trainer.train(joined, learner, samples, folder, private=lessons)
+    log.info("peer %s is done", name)
+
+
+def _folder(run: Path, name: str) -> Path:
+    return run / "peers" / name
 
 
 def _lessons(joined: Any, private: str | None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 from typing import Any
 
 from entangled import devices, process
@@ -16,6 +17,8 @@ _MODULES = {
     "jax": "peer.learners.jax_learner",
     "torch": "peer.learners.torch_learner",
 }
+
+_BUILDING = threading.Lock()
 
 
 def select(experiment: Experiment, peer: str, device: str | None = None) -> None:
@@ -59,13 +62,14 @@ def select(experiment: Experiment, peer: str, device: str | None = None) -> None
         os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{share:.4f}"
 
 
-def configure(experiment: Experiment, peer: str, device: str | None = None) -> Any:
+def configure(experiment: Experiment, peer: str, device: str | None = None, peers: int = 1) -> Any:
     """Make the process ready for one peer's framework, before anything else imports Keras.
 
     Args:
         experiment: the run's.
         peer: the name in it.
         device: instead of the experiment's.
+        peers: how many, of the same framework, device, memory and threads, will compute in this process.
 
     Returns:
         The backend's module.
@@ -78,7 +82,7 @@ def configure(experiment: Experiment, peer: str, device: str | None = None) -> A
     try:
         with process.quiet():
             module = _module(settings.backend)
-            module.configure(device or settings.device, settings.threads, settings.memory)
+            module.configure(device or settings.device, settings.threads, settings.memory, peers)
     except ModuleNotFoundError as error:
         gpu = " (or [gpu], with CUDA)" if settings.backend == "tensorflow" else ""
         raise DataError(f"{error.name} is missing: pip install 'entangled[{settings.backend}]'{gpu}") from None
@@ -87,6 +91,8 @@ def configure(experiment: Experiment, peer: str, device: str | None = None) -> A
 
 def learner(experiment: Experiment, peer: str, shape: tuple[int, ...], classes: int) -> Learner:
     """The learner that the experiment describes for one of its peers, untrained. After `configure`.
+
+    One at a time is built in a process, whatever thread asks: random seeds are everybody's.
 
     Args:
         experiment: the run's.
@@ -97,7 +103,8 @@ def learner(experiment: Experiment, peer: str, shape: tuple[int, ...], classes: 
     Raises:
         DataError: the model cannot be used.
     """
-    return _module(experiment.peers[peer].backend).learner(experiment, peer, shape, classes)
+    with _BUILDING:
+        return _module(experiment.peers[peer].backend).learner(experiment, peer, shape, classes)
 
 
 def _module(backend: str) -> Any:

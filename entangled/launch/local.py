@@ -6,7 +6,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,10 +66,13 @@ def run(
             address = f"unix:{sockets}/coordinator.sock"
             coordinate = ["coordinator", str(source), "--listen", address, "--run-dir", str(folder)]
             roles.append(Role(COORDINATOR, coordinate, folder / "coordinator.log"))
-            for name in experiment.peer_names:
-                train = ["peer", name, "--coordinator", address, "--run-dir", str(folder)]
-                roles.append(Role(f"peer {name}", train, folder / "peers" / name / "peer.log"))
-            watch = Watch(address, observe)
+            shares = {_called(names): names for names in experiment.shares}
+            for number, (called, names) in enumerate(shares.items(), 1):
+                train = ["peer", *names, "--coordinator", address, "--run-dir", str(folder)]
+                alone = folder / "peers" / names[0] / "peer.log"
+                log = folder / f"process-{number}.log" if len(names) > 1 else alone
+                roles.append(Role(called, train, log, len(names)))
+            watch = Watch(address, observe, roles={name: called for called, names in shares.items() for name in names})
             try:
                 supervise(roles, watch, say, experiment.exchange.least if experiment.exchange.continues else None)
             except RunFailedError as error:
@@ -80,6 +83,13 @@ def run(
             stop(roles)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, previous)
+
+
+def _called(names: Sequence[str]) -> str:
+    """What the process of these peers is called."""
+    if len(names) == 1:
+        return f"peer {names[0]}"
+    return f"peers {', '.join(names)}" if len(names) < 4 else f"the {len(names)} peers {names[0]} … {names[-1]}"
 
 
 def interrupt(*_: object) -> None:
@@ -141,8 +151,8 @@ def _check(roles: list[Role], say: Callable[[str], None], min_peers: int | None)
     time.sleep(POLL_SECONDS)  # who failed first says most: a peer before the coordinator that tells the others
     failed = _failed(roles)
     first = min(failed, key=lambda role: role.name == COORDINATOR)
-    left = [role for role in roles if role not in failed and role.name != COORDINATOR]
-    if min_peers is None or len(left) < min_peers or any(role.name == COORDINATOR for role in failed):
+    left = sum(role.peers for role in roles if role not in failed and role.name != COORDINATOR)
+    if min_peers is None or left < min_peers or any(role.name == COORDINATOR for role in failed):
         raise RunFailedError(f"{first.name}: {first.why()} (its log: {first.log})")
     for role in failed:
         say(f"{role.name} has failed: {role.why()} (its log: {role.log}); the others go on without it")
@@ -156,9 +166,19 @@ def _failed(roles: list[Role]) -> list[Role]:
 
 
 class Watch:
-    """Follows the coordinator's Watch on a thread, also when it was away."""
+    """Follows the coordinator's Watch on a thread, also when it was away.
 
-    def __init__(self, address: str, observe: Observer, shown: Credentials = NOTHING) -> None:
+    `roles` says which role is a peer's, by the peer's name, where it is not that peer's alone.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        observe: Observer,
+        shown: Credentials = NOTHING,
+        roles: Mapping[str, str] | None = None,
+    ) -> None:
+        self._roles = roles or {}
         self.reached: dict[str, int] = {}
         self._address, self._shown = address, shown
         self._observe = observe
@@ -186,4 +206,5 @@ class Watch:
     def _note(self, activity: pb.Activity) -> None:
         self.reached[COORDINATOR] = activity.complete
         for peer in activity.peers:
-            self.reached[f"peer {peer.name}"] = (peer.epoch << 32) + peer.step
+            role = self._roles.get(peer.name, f"peer {peer.name}")
+            self.reached[role] = max(self.reached.get(role, 0), (peer.epoch << 32) + peer.step)

@@ -17,11 +17,13 @@ STOP_SECONDS = 3.0
 class Role:
     """One role process; what it prints goes to `log`."""
 
-    def __init__(self, name: str, arguments: list[str], log: Path) -> None:
+    def __init__(self, name: str, arguments: list[str], log: Path, peers: int = 1) -> None:
         """Start `python -m ARGUMENTS`; it dies with this process, however this one ends."""
         log.parent.mkdir(parents=True, exist_ok=True)
         self.name = name
         self.log = log
+        self.peers = peers
+        """How many it trains, if it trains any."""
         self.restarts = 0
         """How often it was started again."""
         self._arguments = arguments

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from entangled import credentials
+from entangled.alignment import Fingerprint
 from entangled.participation.client import CoordinatorClient
 from entangled.participation.data import choose
 from entangled.participation.peer import Peer
@@ -56,12 +57,25 @@ def join(
         DataError: the data set cannot be had.
     """
     shown = credentials.load(Path(certs) if certs else None, Path(token_file) if token_file else None)
-    client = CoordinatorClient(address, name, connect_seconds, shown)
+    return join_over(CoordinatorClient(address, name, connect_seconds, shown), data, classes)
+
+
+def join_over(
+    client: CoordinatorClient, data: Any = None, classes: int | None = None, mine: Fingerprint | None = None
+) -> Peer:
+    """Become a peer of a run over a client, which is closed if that fails. See `join`.
+
+    Args:
+        client: the peer's.
+        data: as of `join`.
+        classes: as of `join`.
+        mine: the data's fingerprint, where it is known.
+    """
     try:
-        chosen = choose(client.experiment, name, data, classes)
+        chosen = choose(client.experiment, client.peer, data, classes)
         if isinstance(chosen, View):
             chosen = chosen.only(client.agree(chosen.names))
-        return Peer(client, client.experiment, name, client.run_id, chosen)
+        return Peer(client, client.experiment, client.peer, client.run_id, chosen, mine=mine)
     except BaseException:
         client.close()
         raise

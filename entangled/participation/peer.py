@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from entangled.alignment import Position, SampleIds
+from entangled.alignment import Fingerprint, Position, SampleIds
 from entangled.datasets import Dataset
 from entangled.errors import ProtocolError
 from entangled.experiment import Experiment
@@ -112,7 +112,14 @@ class Peer:
     """
 
     def __init__(
-        self, way: Exchange, experiment: Experiment, name: str, run_id: str, data: Data, until: int | None = None
+        self,
+        way: Exchange,
+        experiment: Experiment,
+        name: str,
+        run_id: str,
+        data: Data,
+        until: int | None = None,
+        mine: Fingerprint | None = None,
     ) -> None:
         """Join over any way to the others.
 
@@ -123,10 +130,11 @@ class Peer:
             run_id: of the run.
             data: a data set, or what is known of one; see `entangled.join`.
             until: end after so many epochs instead of the experiment's.
+            mine: the data's fingerprint, where it is known.
         """
         self.way, self.experiment, self.name = way, experiment, name
         self.data = data
-        mine = fingerprint_of(data)
+        mine = mine or fingerprint_of(data)
         self.classes = mine.classes
         self.course = Course(experiment, name, run_id, mine, way.join(mine), until)
         self._orders: dict[int, SampleIds] = {}

@@ -19,13 +19,14 @@ from peer.learners.keras_learner import KerasLearner, parts
 from peer.loss import EntangledLoss
 
 
-def configure(device: str, threads: int, memory: float | None = None) -> None:
+def configure(device: str, threads: int, memory: float | None = None, peers: int = 1) -> None:
     """Check that the device is there; `peer.backends` has chosen it, and deterministic operations, in the environment.
 
     Args:
         device: `auto`, `cpu`, `gpu` or `gpu:N`.
         threads: as the experiment's.
         memory: as the experiment's.
+        peers: of this process.
 
     Raises:
         DataError: there is no such GPU here.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +19,11 @@ from peer.learner import Inputs, Meet
 from peer.learners.keras_learner import KerasLearner, parts, same_in_training
 from peer.loss import EntangledLoss
 
+TRACING = threading.Lock()
+"""Keras was not made for several threads that trace at once."""
 
-def configure(device: str, threads: int, memory: float | None = None) -> None:
+
+def configure(device: str, threads: int, memory: float | None = None, peers: int = 1) -> None:
     """Choose device and CPU threads, and make every operation deterministic. Before anything else of TensorFlow's.
 
     The graph optimizer must not regroup sums, either: without that, a compiled step equals the notebook's eager one to
@@ -29,12 +33,14 @@ def configure(device: str, threads: int, memory: float | None = None) -> None:
         device: `auto` takes the first GPU if there is one, `cpu` none, `gpu:N` the one of that number.
         threads: for one operation; 0 leaves it to TensorFlow.
         memory: of the GPU's, a share up to 1, MiB above that; None lets it grow with what is needed.
+        peers: of this process. Each needs a thread of TensorFlow's to itself while it waits within its graph for the
+            others, of whom some may be here.
 
     Raises:
         DataError: there is no such GPU here, or it has less memory.
     """
     tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads if peers == 1 else max(threads, peers))
     tf.config.experimental.enable_op_determinism()
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
     gpus = tf.config.list_physical_devices("GPU")
@@ -105,7 +111,8 @@ class TensorFlowLearner(KerasLearner):
         """
         key = graph.__name__, *(tuple(t.shape) for t in tensors)
         if key not in self._traced:
-            self._traced[key] = tf.function(graph).get_concrete_function(*tensors)
+            with TRACING:
+                self._traced[key] = tf.function(graph).get_concrete_function(*tensors)
         return self._traced[key](*tensors)
 
     def _predict_graph(self, x: Any) -> Any:

@@ -17,13 +17,14 @@ from peer.learners.keras_learner import KerasLearner, parts
 from peer.loss import EntangledLoss
 
 
-def configure(device: str, threads: int, memory: float | None = None) -> None:
+def configure(device: str, threads: int, memory: float | None = None, peers: int = 1) -> None:
     """Choose CPU threads, and make every operation deterministic; `peer.backends` has chosen the device.
 
     Args:
         device: `auto`, `cpu`, `gpu` or `gpu:N`.
         threads: for one operation; 0 leaves it to PyTorch.
         memory: of the GPU's, a share up to 1, MiB above that; None lets it grow with what is needed.
+        peers: of this process.
 
     Raises:
         DataError: there is no such GPU here.

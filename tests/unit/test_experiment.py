@@ -294,3 +294,22 @@ def test_memory_is_a_share_or_mib(memory: str) -> None:
     with pytest.raises(ExperimentError, match=r"peers\.cnn\.memory"):
         load("smoke", [f"peers.cnn.memory={memory}"])
     assert load("smoke", ["peers.cnn.memory=0.5"]).peers["cnn"].memory == 0.5
+
+
+@pytest.mark.parametrize(
+    ("processes", "shares"),
+    [(1, [("a", "linear", "c")]), (2, [("a",), ("linear", "c")]), (3, [("a",), ("linear",), ("c",)])],
+)
+def test_the_peers_of_each_process_are_neighbours(processes: int, shares: list[tuple[str, ...]]) -> None:
+    third = "[peers.c]\nmodel = 'mlp'\n"
+    assert loads(TEXT + third, "test.toml", [f"processes={processes}"]).shares == shares
+    assert loads(TEXT + third, "test.toml").shares == [("a",), ("linear",), ("c",)]
+
+
+def test_peers_of_a_process_have_its_framework_and_device() -> None:
+    assert refusal("processes=3") == "processes = 3 for only 2 peers"
+    words = refusal("processes=1", "peers.a.backend=jax")
+    assert words.startswith("processes = 1: a and linear would be in one process, which has one backend: order the ")
+    assert words.endswith("(expected jax; got tensorflow)")
+    assert "which has one device" in refusal("processes=1", "peers.linear.device=gpu:1")
+    assert loads(TEXT, "test.toml", ["processes=2", "peers.a.backend=jax"]).shares == [("a",), ("linear",)]

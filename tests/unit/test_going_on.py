@@ -23,8 +23,9 @@ class Ended:
 
     exit_code = 1
     restarts = 0
+    peers = 1
 
-    def __init__(self, name: str, arguments: list[str], log: Path) -> None:
+    def __init__(self, name: str, arguments: list[str], log: Path, peers: int = 1) -> None:
         self.name, self.log = name, log
 
     def why(self) -> str:
@@ -32,7 +33,7 @@ class Ended:
 
 
 class NoWatch:
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         self.reached: dict[str, int] = {}
 
 
