@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -105,7 +106,16 @@ def plan(name: str, overrides: Sequence[str], axes: Sequence[Axis], seeds: int, 
 
 
 def _folder_name(settings: list[str]) -> str:
-    return re.sub(r"[^\w.=,+-]+", "_", ",".join(settings)).strip("_")[:120] or "as-it-is"
+    """One for each combination; where not all of it can be in a name, a digest tells it from others that look alike."""
+    text = ",".join(settings)
+    name = re.sub(r"[^\w.=,+-]+", "_", text).strip("_")[:110]
+    if not text:
+        return "as-it-is"
+    return name if name == text else f"{name}-{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def jobs(experiment: Experiment) -> int:

@@ -43,7 +43,8 @@ def attack(run: Run, shadows: Sequence[Run], own: Mapping[str, str], note: Note)
         note: is told what was left out.
 
     Raises:
-        EntangledError: the run has no private data, or none of it is among the exchanged samples.
+        EntangledError: the run has no private data, or none of it is among the exchanged samples; or a shadow has
+            other peers or exchanged samples, or the run's own seed.
         DataError: the samples or their labels cannot be had here.
     """
     data = samples.load(run)
@@ -59,6 +60,11 @@ def attack(run: Run, shadows: Sequence[Run], own: Mapping[str, str], note: Note)
     for shadow in shadows:
         if (shadow.contents_digest, shadow.peers) != (run.contents_digest, run.peers):
             raise EntangledError(f"{shadow.folder} has other peers or exchanged samples than {run.folder}")
+        if shadow.experiment.seed == run.experiment.seed:
+            raise EntangledError(
+                f"{shadow.folder} is no shadow of {run.folder}: both have the seed {run.experiment.seed}, so their "
+                "peers have learned from the same samples, and the attack would be told what it is to find out"
+            )
     return [found for place in range(len(run.peers)) for found in _attack(target, others, place)]
 
 

@@ -80,6 +80,17 @@ def test_a_plan_has_every_combination_with_the_same_seeds_in_folders_of_their_ow
     assert jobs(cells[0].experiment) >= 1
 
 
+def test_settings_that_look_alike_in_a_name_have_folders_of_their_own() -> None:
+    """They shared one, and the second's figures were the first's."""
+    pair = axis("exchange.data=npz:/x/a.npz,npz:/x_a.npz")
+    long = axis(f"peers.cnn.model=m:{'x' * 120}a,m:{'x' * 120}b")
+    for axes in ([pair], [long]):
+        names = {cell.folder.parent.name for cell in plan("smoke", [], axes, 2, Path("x"))}
+        assert len(names) == 2
+        assert all(len(name) <= 120 for name in names)
+        assert names == {cell.folder.parent.name for cell in plan("smoke", [], axes, 1, Path("x"))}
+
+
 def test_what_differs_is_named_and_the_seed_is_not() -> None:
     experiments = [load("smoke", o) for o in (["seed=1"], ["seed=2"], ["exchange.combine=geometric"])]
     assert differing(experiments) == ["exchange.combine=mean"] * 2 + ["exchange.combine=geometric"]

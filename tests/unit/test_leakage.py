@@ -72,6 +72,15 @@ def test_the_command_attacks_every_peer(tmp_path: Path) -> None:
     assert first["attack"] == "loss threshold"
 
 
+def test_a_run_with_the_same_seed_is_no_shadow(tmp_path: Path) -> None:
+    """Its peers learned from the same samples: LiRA would be told the answer."""
+    run, same, other = recorded(tmp_path / "a", 0), recorded(tmp_path / "b", 0), recorded(tmp_path / "c", 1)
+    assert log("leakage", run, "--shadow", other).exception is None
+    for shadow in (run, same):
+        said = str(log("leakage", run, "--shadow", other, "--shadow", shadow).exception)
+        assert f"{shadow} is no shadow of {run}: both have the seed 0" in said
+
+
 def test_where_there_is_nothing_to_attack_it_says_so(tmp_path: Path) -> None:
     shared = logs.finished(tmp_path / "shared")
     assert "there is nothing to tell apart" in str(log("leakage", shared).exception)
