@@ -20,6 +20,10 @@ Inputs = npt.NDArray[np.float32]
 class Learner(Protocol):
     """A model with its optimizer and the entangled step; knows no exchange."""
 
+    def place(self, array: Inputs) -> Inputs:
+        """The array where the model computes, for `step` to take instead of it. May be called while a step waits."""
+        ...
+
     def predict(self, x: Inputs) -> Probabilities:
         """The probabilities `(rows, classes)` for a batch `(rows, …)`, as in use: without dropout and the like."""
         ...

@@ -92,6 +92,8 @@ class _Training:
         self._correct = self._rows = 0
         """Right predictions, of so many samples, in this epoch so far."""
         self._weight = 0.0
+        self._prepared: tuple[Inputs, Inputs] | None = None
+        """The next batch's."""
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics = folder / "metrics.jsonl"
 
@@ -131,23 +133,35 @@ class _Training:
         return values
 
     def _step(self, batch: Batch) -> None:
-        x = self._data.x[batch.ids]
         if self._peer.look_ahead() == 0 and self._private is None and isinstance(self._data, Dataset):
-            labels = one_hot(self._data.y[batch.ids], self._data.classes)
-            loss, right = self._learner.step(x, labels, lambda own: self._result(batch, own))
-            rows = len(x)
+            loss, right = self._learner.step(*self._inputs(batch), lambda own: self._result(batch, own))
+            rows = len(batch)
         else:
-            loss, right, rows = self._learn(batch, x, self._result(batch))
+            loss, right, rows = self._learn(batch, self._data.x[batch.ids], self._result(batch))
         self._losses.append(loss)
         self._correct += right
         self._rows += rows
         if batch.report_due:
             batch.report(**self._running())
 
+    def _inputs(self, batch: Batch) -> tuple[Inputs, Inputs]:
+        """Inputs and one-hot labels of a batch: those prepared during the exchange before it, if they were."""
+        prepared, self._prepared = self._prepared, None
+        return prepared or self._placed(batch.ids)
+
+    def _placed(self, ids: SampleIds) -> tuple[Inputs, Inputs]:
+        """Inputs and one-hot labels, where the model computes."""
+        if not isinstance(self._data, Dataset):
+            raise DataError("there are no labels to learn from")
+        labels = one_hot(self._data.y[ids], self._data.classes)
+        return self._learner.place(self._data.x[ids]), self._learner.place(labels)
+
     def _result(self, batch: Batch, own: Probabilities | None = None) -> SoftTarget:
         """Publish what is due, `own` if that is this batch's prediction, and wait for the soft target."""
         for due in batch.due:
             due.submit(self._learner.predict(self._data.x[due.ids]) if own is None else own)
+        if own is not None and batch.following is not None:
+            self._prepared = self._placed(batch.following)  # there is time now
         target = batch.result()
         self._weight = target.weight
         faults.point(self._peer.name, "before update")

@@ -23,6 +23,8 @@ class Batch(Place):
     Attributes:
         ids: sample ids `(rows,)`, int64, in the coordinator's order: places in the peer's data set.
         position: epoch and step, from 0.
+        following: the next batch's ids, for whoever prepares it while this one's exchange is under way; None at the end
+            of an epoch.
     """
 
     def __init__(
@@ -32,9 +34,10 @@ class Batch(Place):
         position: Position,
         ids: SampleIds,
         due: Callable[[Position], list[Batch]],
+        following: SampleIds | None = None,
     ) -> None:
         super().__init__(course, position, ids)
-        self._way, self._due = way, due
+        self._way, self._due, self.following = way, due, following
 
     def exchange(self, prediction: Any) -> SoftTarget:
         """`submit`, then `result`: publish this model's prediction and wait for everybody else's.
@@ -204,8 +207,9 @@ class Peer:
     def _batch(self, position: Position) -> Batch:
         if position.epoch not in self._orders:
             self._orders[position.epoch] = self.way.order(position.epoch)
-        ids = self.course.layout.batch(self._orders[position.epoch], position.step)
-        return Batch(self.way, self.course, position, ids, self._due)
+        layout, order = self.course.layout, self._orders[position.epoch]
+        following = None if self.course.ends_epoch(position) else layout.batch(order, position.step + 1)
+        return Batch(self.way, self.course, position, layout.batch(order, position.step), self._due, following)
 
     def finish(self, **values: float) -> None:
         """Say that this peer is done, with its final scalars, which go into the run's summary.

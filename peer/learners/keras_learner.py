@@ -32,6 +32,10 @@ class KerasLearner(ABC):
         self.loss = loss
         optimizer.build(model.trainable_variables)
 
+    def place(self, array: Inputs) -> Inputs:
+        """See `peer.learner.Learner.place`."""
+        return array
+
     @abstractmethod
     def predict(self, x: Inputs) -> Probabilities:
         """See `peer.learner.Learner.predict`."""

@@ -67,7 +67,8 @@ class TensorFlowLearner(KerasLearner):
 
     def __init__(self, model: Any, optimizer: Any, loss: EntangledLoss) -> None:
         super().__init__(model, optimizer, loss)
-        self._traced: dict[tuple[object, ...], Any] = {}
+        self._traced: dict[tuple[object, ...], tuple[Any, list[Any]]] = {}
+        """By graph and shapes: the graph, and the variables that it takes beside its arguments."""
         self._one_pass = same_in_training(model)
         self._meet: Meet | None = None
         self._failure: BaseException | None = None
@@ -83,9 +84,13 @@ class TensorFlowLearner(KerasLearner):
             raise self._failure or RuntimeError("the step failed") from None
         return float(loss), int(correct)
 
+    def place(self, array: Inputs) -> Any:
+        """See `peer.learner.Learner.place`: a tensor."""
+        return tf.constant(array)
+
     def predict(self, x: Inputs) -> Probabilities:
         """See `peer.learner.Learner.predict`: `training=False`."""
-        return self._call(self._predict_graph, tf.constant(x)).numpy()
+        return self._call(self._predict_graph, tf.constant(x))[0].numpy()
 
     def update(
         self, x: Inputs, labels: npt.NDArray[np.float32], target: SoftTarget, shared: Inputs | None = None
@@ -105,15 +110,18 @@ class TensorFlowLearner(KerasLearner):
         return float(loss), int(correct)
 
     def _call(self, graph: Callable[..., Any], *tensors: Any) -> Any:
-        """Call a graph traced for just these shapes.
+        """Call a graph traced for just these shapes: its outputs.
 
-        Without tf.function's own dispatch, which costs a small model half of its step.
+        Without tf.function's own dispatch, which costs a small model half of its step, and without the concrete
+        function's, which takes the arguments apart by their names and puts the outputs together again.
         """
         key = graph.__name__, *(tuple(t.shape) for t in tensors)
         if key not in self._traced:
             with TRACING:
-                self._traced[key] = tf.function(graph).get_concrete_function(*tensors)
-        return self._traced[key](*tensors)
+                traced = tf.function(graph).get_concrete_function(*tensors)
+            self._traced[key] = traced, traced.captured_inputs
+        traced, captured = self._traced[key]
+        return traced.inference_fn.call_flat(*tensors, *captured)
 
     def _predict_graph(self, x: Any) -> Any:
         return self.model(x, training=False)
