@@ -31,7 +31,7 @@ import uvloop  # noqa: E402
 
 from entangled import codec  # noqa: E402
 from entangled.alignment import Position, fingerprint  # noqa: E402
-from entangled.distribution import Probabilities, soft_targets  # noqa: E402
+from entangled.distribution import Probabilities, published, soft_targets  # noqa: E402
 from entangled.v1 import exchange_pb2 as pb  # noqa: E402
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -71,6 +71,7 @@ def entangled(address: str, peer: str, rows: Rows, classes: Classes, exchanges: 
 
     client = CoordinatorClient(address, peer)
     mine, watch = made_up(rows, classes, client.experiment.peer_names.index(peer)), Stopwatch(exchanges)
+    mine = [published(p, top_k=client.experiment.exchange.publish.top_k) for p in mine]
     client.join(fingerprint(np.arange(rows * exchanges), classes))
     order = client.order(0)
     for step in range(exchanges):
@@ -164,7 +165,7 @@ async def _serve_bare(address: str, peers: int) -> None:
         if not streams:
             left.set()
 
-    server = grpc.aio.server(options=OPTIONS)
+    server = grpc.aio.server(options=[*OPTIONS, ("grpc.max_receive_message_length", codec.MAX_MESSAGE_BYTES)])
     handler = grpc.stream_stream_rpc_method_handler(
         exchange, pb.PeerMessage.FromString, pb.CoordinatorMessage.SerializeToString
     )

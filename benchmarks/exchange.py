@@ -1,8 +1,11 @@
 """Exchanges a second, everything on, against the same stack without any of it, and against what others offer.
 
     python -m benchmarks.exchange [--peers 2] [--rows 8] [--classes 10] [--rounds 5] [--only bare --only log-off …]
+                                  [--flower-python flower-env/bin/python]
 
-Clients without any ML framework publish random distributions as fast as they can; see `benchmarks.barriers`.
+Clients without any ML framework publish random distributions as fast as they can; see `benchmarks.barriers`. `float16`
+and `sparse` are everything on in another `exchange.encoding`, sparse with 64 classes of each row published. Flower is
+measured where there is an environment with it; `benchmarks.flower_barrier` says how to make one.
 """
 
 from __future__ import annotations
@@ -20,16 +23,22 @@ from benchmarks.measuring import Group, in_turns, rate, ratio
 from entangled.experiment import parse
 from entangled.experiment_file import dumps
 
+PUBLISHED = 64
+"""Classes of each row that a sparse prediction has."""
 
-def entangled(peers: int, rows: int, classes: int, exchanges: int, *, log: bool = True) -> float:
+
+def entangled(
+    peers: int, rows: int, classes: int, exchanges: int, *, log: bool = True, encoding: str = "float32"
+) -> float:
     """Everything on: a coordinator's process, checks, digests, and the log unless it is off."""
+    publish = {"top_k": PUBLISHED} if encoding == "sparse" else {}
     names = [f"p{number}" for number in range(peers)]
     experiment = parse(
         {
             "name": "benchmark",
             "epochs": 1,
             "batch_size": rows,
-            "exchange": {"data": "mnist", "shuffle": "full"},
+            "exchange": {"data": "mnist", "shuffle": "full", "encoding": encoding, "publish": publish},
             "peers": {name: {"model": "mlp"} for name in names},
         },
         "benchmark",
@@ -79,8 +88,17 @@ def ray(peers: int, rows: int, classes: int, exchanges: int) -> float:
         return rate(group.start("-m", "benchmarks.barriers", "ray", str(peers), *size))
 
 
+def flower(peers: int, rows: int, classes: int, exchanges: int, python: str) -> float:
+    """Flower's simulation, by the Python of an environment that has it."""
+    with Group() as group:
+        size = _size(rows, classes, max(30, exchanges // 200))
+        return rate(group.start("benchmarks/flower_barrier.py", "--peers", str(peers), *size, python=python))
+
+
 CONTENDERS: dict[str, Callable[[int, int, int, int], float]] = {
     "entangled": entangled,
+    "float16": lambda *size: entangled(*size, encoding="float16"),
+    "sparse": lambda *size: entangled(*size, encoding="sparse"),
     "log-off": lambda *size: entangled(*size, log=False),
     "bare": bare,
     "gloo": gloo,
@@ -99,12 +117,19 @@ def main(
     rounds: Annotated[int, typer.Option(help="How often each is measured.")] = 5,
     exchanges: Annotated[int, typer.Option(help="Of one measurement; 0 chooses.")] = 0,
     only: Annotated[list[str] | None, typer.Option(help="Contenders beside entangled.")] = None,
+    flower_python: Annotated[
+        str | None,
+        typer.Option(envvar="FLOWER_PYTHON", help="Python of an environment with Flower; else it is left out."),
+    ] = None,
 ) -> None:
     """Measure in turns and print every rate, the medians and our ratio to each."""
     exchanges = exchanges or max(60, 4000 * 8 // (peers * peers) * 80 // max(rows * classes, 80) * 4 // 8)
-    chosen = ["entangled", *(only or [name for name in CONTENDERS if name != "entangled"])]
+    contenders = {**CONTENDERS}
+    if flower_python is not None:
+        contenders["flower"] = lambda *size: flower(*size, python=flower_python)
+    chosen = ["entangled", *(only or [name for name in contenders if name not in ("entangled", "float16", "sparse")])]
     rates = in_turns(
-        rounds, {name: lambda name=name: CONTENDERS[name](peers, rows, classes, exchanges) for name in chosen}
+        rounds, {name: lambda name=name: contenders[name](peers, rows, classes, exchanges) for name in chosen}
     )
     figures = {name: round(median(values), 1) for name, values in rates.items()}
     ratios = {f"entangled : {name}": round(ratio(rates["entangled"], rates[name]), 3) for name in chosen[1:]}

@@ -1,8 +1,10 @@
 """Runs the benchmarks, one after the other, and rewrites docs/benchmarks.md with what they found: `make bench`.
 
-    python -m benchmarks.report [--only "exchange of 2" …] [--rounds 5]
+    python -m benchmarks.report [--only "exchange of 2" …] [--rounds 3] [--full] [--flower-python flower-env/bin/python]
 
-A benchmark that is left out keeps its lines in the page, with their date; so a page can be brought up to date in parts.
+About twenty minutes on two quiet cores; `--full` takes five more. Flower is measured where there is an environment with
+it: see `benchmarks.flower_barrier`. A benchmark that is left out keeps its lines in the page, with their date; so a
+page can be brought up to date in parts.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from functools import reduce
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -25,10 +28,57 @@ COMMANDS = {
     "exchange of 8 peers, 8 × 10": "benchmarks.exchange --peers 8 --only bare",
     "exchange of 2 peers, 256 × 1000": "benchmarks.exchange --rows 256 --classes 1000 --only bare --only log-off",
     "notebook, steps a second": "benchmarks.notebook",
+    "waiting for the exchange itself": "benchmarks.waiting",
+    "catching up after a restart": "benchmarks.catching_up",
     "coordinator 50 ms away": "benchmarks.lookahead",
-    "coordinator's memory": "benchmarks.memory",
+    "exchange of 2 peers, 64 × 50,257": "benchmarks.exchange --rows 64 --classes 50257 --exchanges 20 --only bare "
+    "--only float16 --only sparse",
+    "coordinator's memory": "benchmarks.memory --exchanges 10000 --exchanges 300000",
 }
-ROUNDS = ("exchange", "notebook", "lookahead")
+ROUNDS = ("exchange", "notebook", "waiting", "catching_up", "lookahead")
+FULL = {"coordinator's memory": "benchmarks.memory"}
+"""What takes longer and is asked for by name."""
+
+
+class Target(NamedTuple):
+    """What a figure must be."""
+
+    line: str
+    section: str
+    path: tuple[str, ...]
+    """To the figure in the section's."""
+    bound: float
+    at_most: bool = False
+
+
+TWO, EIGHT, WIDE = "exchange of 2 peers, 8 × 10", "exchange of 8 peers, 8 × 10", "exchange of 2 peers, 256 × 1000"
+MANY = "64 peers in 2 processes"
+TARGETS = (
+    Target(
+        "exchange, 2 peers, 8 × 10, everything on : bare barrier on the same stack", TWO, ("entangled : bare",), 0.85
+    ),
+    Target("… : gloo all_gather", TWO, ("entangled : gloo",), 1.5),
+    Target("… : Ray async actor", TWO, ("entangled : ray",), 8),
+    Target("… : Flower simulation", TWO, ("entangled : flower",), 100),
+    Target("exchange, 8 peers, 8 × 10 : bare barrier", EIGHT, ("entangled : bare",), 0.85),
+    Target("exchanges × peers per second, 64 peers in 2 processes : 2 peers", MANY, (f"{MANY} : 2 peers",), 5),
+    Target("exchange, 2 peers, 256 × 1000 : bare barrier", WIDE, ("entangled : bare",), 0.85),
+    Target("log on : log off, exchanges per second, 8 × 10", TWO, ("entangled : log-off",), 0.95),
+    Target("`notebook` steps per second : the eager loop", "notebook, steps a second", ("entangled : eager",), 25),
+    Target(
+        "`notebook` steps per second : one fused `tf.function`", "notebook, steps a second", ("entangled : fused",), 1.3
+    ),
+    Target(
+        "share of a step in the exchange itself, `mnist`, batch 128",
+        "waiting for the exchange itself",
+        ("largest share",),
+        0.10,
+        at_most=True,
+    ),
+    Target('50 ms away, `lookahead = "auto"` : near', "coordinator 50 ms away", ("far, auto : near",), 0.90),
+    Target("coordinator's memory, longest run : shortest", "coordinator's memory", ("ratio",), 1.1, at_most=True),
+    Target("catching up after a restart : live", "catching up after a restart", ("catching up : live",), 1.0),
+)
 
 HEAD = """# Benchmarks
 
@@ -43,11 +93,17 @@ for each peer. `bare` is the same gRPC stack, options, messages and means on a s
 
 def main(
     only: Annotated[list[str] | None, typer.Option(help="Only benchmarks whose name holds this.")] = None,
-    rounds: Annotated[int, typer.Option(help="Of those that take turns.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Of those that take turns.")] = 3,
+    full: Annotated[bool, typer.Option("--full", help="The coordinator's memory after 1,000,000 exchanges.")] = False,
+    flower_python: Annotated[
+        str | None, typer.Option(envvar="FLOWER_PYTHON", help="Python of an environment with Flower.")
+    ] = None,
 ) -> None:
     """Measure, and rewrite the page."""
+    if flower_python is not None:
+        os.environ["FLOWER_PYTHON"] = flower_python
     known: dict[str, Any] = json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {}
-    for name, command in COMMANDS.items():
+    for name, command in (COMMANDS | (FULL if full else {})).items():
         if only and not any(part in name for part in only):
             continue
         module, *arguments = command.split()
@@ -70,7 +126,7 @@ def main(
 
 def page(known: dict[str, Any]) -> str:
     """The page as Markdown."""
-    parts = [HEAD]
+    parts = [HEAD, targets(known)]
     for name in COMMANDS:
         parts.append(f"## {name[0].upper()}{name[1:]}\n")
         found = known.get(name)
@@ -84,6 +140,21 @@ def page(known: dict[str, Any]) -> str:
         lines = ["| | |", "|---|---|", *(f"| {key} | {shown} |" for key, shown in flat(found["figures"]))]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def targets(known: dict[str, Any]) -> str:
+    """The table of what must be reached, and what was."""
+    lines = ["| | must be | measured | holds |", "|---|---|---|---|"]
+    for target in TARGETS:
+        figures = known.get(target.section, {}).get("figures", {})
+        found: Any = reduce(lambda value, key: value.get(key, {}), target.path, figures)
+        must = f"{'at most' if target.at_most else 'at least'} {target.bound:g}"
+        if not isinstance(found, int | float):
+            lines.append(f"| {target.line} | {must} | not measured yet | |")
+            continue
+        holds = found <= target.bound if target.at_most else found >= target.bound
+        lines.append(f"| {target.line} | {must} | {found:.3g} | {'yes' if holds else '**no**'} |")
+    return "\n".join(lines) + "\n"
 
 
 def flat(figures: dict[str, Any], before: str = "") -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from entangled.credentials import NOTHING, Credentials
 from entangled.distribution import Probabilities
 from entangled.errors import EntangledError, UnreachableError
 from entangled.experiment import Experiment
-from entangled.participation.connection import Connection
+from entangled.participation.connection import Connection, Outcome
 from entangled.participation.line import Line
 from entangled.participation.seam import Exchange, SoftTarget
 from entangled.v1 import exchange_pb2 as pb
@@ -44,7 +44,8 @@ class CoordinatorClient(Exchange):
         self.address = address
         self._own = line is None
         self._line = line or Line(address, connect_seconds, credentials)
-        self._told: queue.SimpleQueue[SoftTarget | EntangledError] = queue.SimpleQueue()
+        self._told: dict[int, queue.SimpleQueue[Outcome]] = {}
+        """Where the answers to what was submitted come, by index."""
         self._connection = Connection(self._line.link, peer)
 
     @property
@@ -59,6 +60,7 @@ class CoordinatorClient(Exchange):
 
     def join(self, fingerprint: Fingerprint) -> int:
         """See `seam.Exchange.join`."""
+        self._told.clear()  # an error that was told is over, if joining succeeds
         return self._line.run(self._connection.join(fingerprint))
 
     def agree(self, sample_ids: SampleIds) -> SampleIds:
@@ -77,21 +79,23 @@ class CoordinatorClient(Exchange):
 
     def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
         """See `seam.Exchange.submit`."""
-        self._line.soon(self._connection.post, *self._connection.prepared(position, sample_ids, prediction))
+        prepared = self._connection.prepared(position, sample_ids, prediction)
+        told = self._told[prepared[0]] = queue.SimpleQueue()
+        self._line.soon(self._post_and_ask, position, prepared, told.put)
 
     def result(self, position: Position) -> SoftTarget:
         """See `seam.Exchange.result`."""
-        answer = self._connection.answered(position)
-        if answer is not None:
-            return answer
-        self._line.soon(self._connection.ask, position, self._told.put)
-        return self._wait(position)
-
-    def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
-        """See `seam.Exchange.exchange`."""
-        prepared = self._connection.prepared(position, sample_ids, prediction)
-        self._line.soon(self._post_and_ask, position, prepared)
-        return self._wait(position)
+        told = self._told.pop(self._connection.index(position), None)
+        if told is None:
+            told = queue.SimpleQueue()
+            self._line.soon(self._connection.ask, position, told.put)
+        try:
+            outcome = told.get(timeout=self._line.link.patience)
+        except queue.Empty:
+            raise UnreachableError(f"the coordinator at {self.address} does not answer {position} any more") from None
+        if isinstance(outcome, EntangledError):
+            raise outcome
+        return outcome
 
     def settle(self, complete: int) -> None:
         """See `seam.Exchange.settle`."""
@@ -123,15 +127,9 @@ class CoordinatorClient(Exchange):
         if self._own:
             self._line.close()
 
-    def _post_and_ask(self, position: Position, prepared: tuple[int, bytes, pb.PeerMessage]) -> None:
+    def _post_and_ask(
+        self, position: Position, prepared: tuple[int, bytes, pb.PeerMessage], tell: Callable[[Outcome], None]
+    ) -> None:
+        """One turn of the loop for both: to wake its thread costs as much as what it then does."""
         self._connection.post(*prepared)
-        self._connection.ask(position, self._told.put)
-
-    def _wait(self, position: Position) -> SoftTarget:
-        try:
-            outcome = self._told.get(timeout=self._line.link.patience)
-        except queue.Empty:
-            raise UnreachableError(f"the coordinator at {self.address} does not answer {position} any more") from None
-        if isinstance(outcome, EntangledError):
-            raise outcome
-        return outcome
+        self._connection.ask(position, tell)

@@ -209,10 +209,6 @@ class Connection:
         else:
             tell(_not_submitted(position))
 
-    def answered(self, position: Position) -> SoftTarget | None:
-        """The answer for a position if it is there already. Any one thread may ask."""
-        return self._answers.pop(self._layout.index(position), None)
-
     # ---- what comes
 
     def arrived(self, message: pb.CoordinatorMessage) -> None:
