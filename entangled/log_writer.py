@@ -213,11 +213,14 @@ def _to_parquet(batches: Iterable[pa.RecordBatch], target: Path, metadata: dict[
         write_statistics=["step", "index"],  # pyright: ignore[reportArgumentType]
     ) as writer:
         group: list[pa.RecordBatch] = []
+        size = 0
         for batch in batches:
             group.append(batch)
-            if sum(b.nbytes for b in group) >= _ROW_GROUP_BYTES:
+            size += batch.nbytes
+            if size >= _ROW_GROUP_BYTES:
                 writer.write_table(pa.Table.from_batches(group, SCHEMA))
                 group.clear()
+                size = 0
         if group:
             writer.write_table(pa.Table.from_batches(group, SCHEMA))
         if metadata:
