@@ -1,8 +1,12 @@
-"""What happens to a session and what it wants done: the events in and the effects out, as data."""
+"""What happens to a session and what it wants done: the events in and the effects out, as data.
+
+What there is several of for each exchange is a named tuple, which takes a tenth of the time to make.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from entangled.alignment import Fingerprint, Position, SampleIds
 from entangled.distribution import Probabilities
@@ -23,8 +27,7 @@ class Joined:
     fingerprint: Fingerprint
 
 
-@dataclass(frozen=True)
-class PredictionArrived:
+class PredictionArrived(NamedTuple):
     """A prediction came in on a connection; `received_at` is wall-clock microseconds, for the log only."""
 
     connection: int
@@ -78,8 +81,7 @@ class Disconnected:
     connection: int
 
 
-@dataclass(frozen=True)
-class Synced:
+class Synced(NamedTuple):
     """The log holds every position before `complete` on disk."""
 
     complete: int
@@ -96,8 +98,7 @@ Event = Joined | PredictionArrived | MetricsArrived | Paced | Settled | Left | D
 # ---- effects
 
 
-@dataclass(frozen=True)
-class Arrival:
+class Arrival(NamedTuple):
     """One prediction of a batch, and when it came: in microseconds by the wall clock, in seconds by the session's."""
 
     probabilities: Probabilities
@@ -149,8 +150,7 @@ class Started:
     fingerprint: Fingerprint
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """Send a soft target."""
 
     connection: int
@@ -175,8 +175,7 @@ class Recall:
     """What was repeated, to be compared with what is in the log."""
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """Write a complete exchange to the log."""
 
     exchange: Exchange

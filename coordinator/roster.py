@@ -145,7 +145,9 @@ class Roster:
 
     def suffice(self, arrived: Collection[str]) -> bool:
         """Whether an exchange is complete with the predictions of these."""
-        return len(arrived) >= self._least and all(m.name in arrived for m in self.members.values() if m.expected)
+        if len(arrived) == len(self.members) or len(arrived) < self._least:
+            return len(arrived) >= self._least
+        return all(m.name in arrived for m in self.members.values() if m.expected)
 
     def waited_for(self, arrived: Collection[str]) -> list[str]:
         """Those without whom nothing goes on, each with what is known about it."""

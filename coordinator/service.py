@@ -303,20 +303,24 @@ class CoordinatorService(CoordinatorServicer):
     # ---- events in, effects out
 
     async def _read(self, stream: _Stream, context: Any) -> None:
-        while not stream.ended and (message := await _next(context)) is not grpc.aio.EOF:
-            for spoken in codec.unbundled(message):
-                if not stream.ended:
-                    self._take(stream, spoken)
-            if len(stream.outgoing) > QUEUED:
-                await stream.until_read()
+        try:
+            while not stream.ended and (message := await context.read()) is not grpc.aio.EOF:
+                for spoken in codec.unbundled(message):
+                    if not stream.ended:
+                        self._take(stream, spoken)
+                if len(stream.outgoing) > QUEUED:
+                    await stream.until_read()
+        except DecodeError as error:
+            raise _unreadable(error) from None
 
     def _take(self, stream: _Stream, message: pb.PeerMessage) -> None:
         """Take in what one peer says. On a channel of its own, what is wrong with it concerns nobody else there."""
         connection = stream.connections.get(message.channel) or self._open(stream, message.channel)
-        if message.WhichOneof("kind") == "heartbeat" and self.session.has_joined(connection):
+        kind = message.WhichOneof("kind")
+        if kind == "heartbeat" and self.session.has_joined(connection):
             return
         try:
-            event = _event(connection, message, self._encoding)
+            event = _event(connection, kind, message, self._encoding)
             self._handle(event)
         except EntangledError as error:
             if message.channel == 0:
@@ -454,7 +458,11 @@ async def _next(context: Any) -> Any:
     try:
         return await context.read()
     except DecodeError as error:
-        raise ProtocolError(f"a message cannot be read: {error}") from None
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: DecodeError) -> ProtocolError:
+    return ProtocolError(f"a message cannot be read: {error}")
 
 
 async def _abort(context: Any, error: EntangledError) -> None:
@@ -462,8 +470,10 @@ async def _abort(context: Any, error: EntangledError) -> None:
     await context.abort(code, details, trailing)
 
 
-def _event(connection: int, message: pb.PeerMessage, encoding: codec.Encoding = codec.FLOAT32) -> Event:
-    match message.WhichOneof("kind"):
+def _event(
+    connection: int, kind: str | None, message: pb.PeerMessage, encoding: codec.Encoding = codec.FLOAT32
+) -> Event:
+    match kind:
         case "prediction":
             prediction = codec.decode_prediction(message.prediction, message.ByteSize(), encoding)
             return PredictionArrived(

@@ -41,7 +41,7 @@ from coordinator.events import (
 from coordinator.roster import Member, Roster
 from entangled import PROTOCOL_VERSION, membership
 from entangled.alignment import Fingerprint, Layout, Position, SampleIds, batch_digest, fingerprint, sample_order
-from entangled.distribution import check, soft_targets
+from entangled.distribution import Combination, check, soft_targets
 from entangled.errors import (
     AlignmentError,
     EntangledError,
@@ -121,6 +121,7 @@ class Session:
         self._recent: dict[int, Exchange] = {}
         self._orders: dict[int, SampleIds] = {}
         self._epoch_weight = -1, 0.0
+        self._of_all = experiment.combination()
         self._batches: dict[int, tuple[SampleIds, bytes]] = {}
         self._progressed_at = now
         if restored is not None:
@@ -444,9 +445,7 @@ class Session:
         self._batches.pop(index, None)
         pending = self._pending.pop(index)
         arrivals = {name: pending[name] for name in self.members if name in pending}
-        targets = soft_targets(
-            [a.probabilities for a in arrivals.values()], self.experiment.combination(list(arrivals))
-        )
+        targets = soft_targets([a.probabilities for a in arrivals.values()], self._combination(list(arrivals)))
         self.weight = self._weight(position)
         exchange = Exchange(
             position,
@@ -541,12 +540,16 @@ class Session:
 
     def _answer(self, connection: int, exchange: Exchange, peer: str) -> Answer:
         """What a peer gets from an exchange, in which it took part or not."""
-        members, target = list(exchange.arrivals), exchange.targets.get(peer)
-        if target is None:
-            predictions = [a.probabilities for a in exchange.arrivals.values()]
-            target = membership.soft_target(peer, members, predictions, self.experiment.combination(members))
+        target = exchange.targets.get(peer)
+        if target is not None:
+            return Answer(connection, exchange.position, exchange.digest, exchange.weight, target)
+        members, predictions = list(exchange.arrivals), [a.probabilities for a in exchange.arrivals.values()]
+        target = membership.soft_target(peer, members, predictions, self._combination(members))
         weight = membership.weight(peer, members, self._weight(exchange.position))
         return Answer(connection, exchange.position, exchange.digest, weight, target)
+
+    def _combination(self, members: list[str]) -> Combination:
+        return self._of_all if len(members) == len(self.members) else self.experiment.combination(members)
 
     def _run(self) -> tuple[Layout, int]:
         if self.layout is None or self.fingerprint is None:

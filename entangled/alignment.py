@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -43,12 +44,12 @@ class Layout:
     batch_size: int
     epochs: int
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Batches in one epoch."""
         return -(-self.samples // self.batch_size)
 
-    @property
+    @cached_property
     def positions(self) -> int:
         """Batches in the whole run."""
         return self.epochs * self.steps_per_epoch

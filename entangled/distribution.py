@@ -26,9 +26,11 @@ STATISTICS = ("entropy", "confidence", "agreement", "kl_self_other", "kl_other_s
 """What `statistics` gives, in this order."""
 
 
-_least, _most = np.minimum.reduce, np.maximum.reduce
-_STRICT = TOLERANCE * 0.9
-"""What need not be looked at again in float64."""
+_add, _least, _most = np.add.reduce, np.minimum.reduce, np.maximum.reduce
+_LOW, _HIGH = 1 - TOLERANCE * 0.9, 1 + TOLERANCE * 0.9
+"""Sums between which a row need not be looked at again in float64."""
+_FEW = 64
+"""So many numbers are compared sooner one by one than as an array."""
 
 
 def check(probabilities: Probabilities, rows: int, classes: int) -> None:
@@ -54,10 +56,12 @@ def check(probabilities: Probabilities, rows: int, classes: int) -> None:
         return
     # One pass each for the common, good case; NaN fails every comparison. Reductions of ufuncs, because a method of an
     # array costs a small batch more than the arithmetic; in float32, whose error is far below the tolerance.
-    sums = np.add.reduce(probabilities, axis=1)
-    least, low, high = (f(a, axis=None) for f, a in ((_least, probabilities), (_least, sums), (_most, sums)))
-    if least >= 0 and low >= 1 - _STRICT and high <= 1 + _STRICT:
-        return
+    if _least(probabilities, axis=None) >= 0:
+        sums = _add(probabilities, axis=1)
+        if rows <= _FEW and all(_LOW <= total <= _HIGH for total in sums.tolist()):
+            return
+        if rows > _FEW and _least(sums) >= _LOW and _most(sums) <= _HIGH:
+            return
     sums = probabilities.sum(axis=1, dtype=np.float64)
     for row, (values, total) in enumerate(zip(probabilities, sums, strict=True)):
         if not np.isfinite(values).all():

@@ -118,8 +118,8 @@ def digest_of(row: Row) -> bytes:
 def chain(previous: bytes, row: Row) -> bytes:
     """BLAKE2b-128 over the previous row's chain and every column of `row`; of its prediction, over the digest."""
     peer, members = row.peer.encode(), ",".join(row.members).encode()  # no name has a comma
-    digest = hashlib.blake2b(previous, digest_size=DIGEST_SIZE)
-    digest.update(
+    parts = (
+        previous,
         struct.pack(
             "<iiqfiiiqqiii",
             *row.position,
@@ -132,16 +132,15 @@ def chain(previous: bytes, row: Row) -> bytes:
             row.bytes,
             len(peer),
             len(members),
-        )
+        ),
+        peer,
+        members,
+        row.digest,
+        np.ascontiguousarray(row.sample_ids, dtype="<i8").tobytes(),
+        digest_of(row),
+        b"" if row.statistics is None else row.statistics.astype("<f4").tobytes(),
     )
-    digest.update(peer)
-    digest.update(members)
-    digest.update(row.digest)
-    digest.update(np.ascontiguousarray(row.sample_ids, dtype="<i8").data)
-    digest.update(digest_of(row))
-    if row.statistics is not None:
-        digest.update(row.statistics.astype("<f4").data)
-    return digest.digest()
+    return hashlib.blake2b(b"".join(parts), digest_size=DIGEST_SIZE).digest()
 
 
 def folder(run: Path) -> Path:

@@ -102,7 +102,7 @@ def test_waits_are_counted_by_a_clock_that_nobody_sets(tmp_path: Path) -> None:
     log = Recorder(tmp_path, settings, lambda _: None, lambda _: None)
     for exchange, jumps in zip(exchanges(settings), ([0, -3600, 7200], [9, 0, 0], [0, 0, -1]), strict=True):
         for (peer, arrival), jump, at in zip(exchange.arrivals.items(), jumps, (10.0, 10.5, 11.0), strict=True):
-            exchange.arrivals[peer] = replace(arrival, received_at=10**15 + jump * 10**6, at=at)
+            exchange.arrivals[peer] = arrival._replace(received_at=10**15 + jump * 10**6, at=at)
         log.add(replace(exchange, at=11.0))
     log.close(finished=True)
     rows = [row for row, _ in read(tmp_path)]
