@@ -65,6 +65,9 @@ class Roster:
         self._by_connection: dict[int, Member] = {}
         self._company_since = now
         """Since when somebody has been here: nobody is missed while nobody is."""
+        self._needed = 0
+        """So many predictions an exchange needs. Kept, for everybody's prediction asks whether it was the last."""
+        self._count()
 
     def at(self, connection: int) -> Member:
         """Who speaks on a connection.
@@ -105,6 +108,7 @@ class Roster:
         """Expect only those who took part in the last exchange before a restart; the others were missing."""
         for member in self.members.values():
             member.expected = self._missing_after is None or not members or member.name in members
+        self._count()
 
     def note_missing(self, now: float) -> list[Member]:
         """Those who are missing from now on."""
@@ -121,6 +125,7 @@ class Roster:
         ]
         for member in found:
             member.expected = False
+        self._count()
         return found
 
     def give_up(self, member: Member) -> bool:
@@ -129,6 +134,7 @@ class Roster:
         if self._missing_after is None or left < self._least:
             return False
         member.expected = False
+        self._count()
         return True
 
     def catch_up(self, member: Member, index: int, complete: int) -> bool:
@@ -141,12 +147,13 @@ class Roster:
                 member.expected = True
             member.goal, member.behind = complete, behind
         member.expected = member.expected or behind <= NEAR
+        self._count()
         return member.expected
 
     def suffice(self, arrived: Collection[str]) -> bool:
         """Whether an exchange is complete with the predictions of these."""
-        if len(arrived) == len(self.members) or len(arrived) < self._least:
-            return len(arrived) >= self._least
+        if len(arrived) < self._needed or len(arrived) == len(self.members):
+            return len(arrived) >= self._needed
         return all(m.name in arrived for m in self.members.values() if m.expected)
 
     def waited_for(self, arrived: Collection[str]) -> list[str]:
@@ -161,10 +168,15 @@ class Roster:
         """The invariants that do not hold; for tests."""
         connected = {m.connection: m for m in self.members.values() if m.connection is not None}
         never = self._missing_after is None and not all(m.expected for m in self.members.values())
+        counted, _ = self._needed, self._count()
         return [
+            *(["it is not known how many predictions an exchange needs"] if counted != self._needed else []),
             *(["two peers on one connection"] if connected != self._by_connection else []),
             *(["somebody is missing, though the others wait"] if never else []),
         ]
+
+    def _count(self) -> None:
+        self._needed = max(self._least, sum(m.expected for m in self.members.values()))
 
     def _somebody_is_here(self) -> bool:
         return any(m.connection is not None or m.done for m in self.members.values())

@@ -56,8 +56,8 @@ from entangled.experiment import MAX_LOOKAHEAD, Experiment
 from entangled.schedule import Constant, weight_at
 
 REMEMBERED = 64
-"""Complete exchanges that are kept in memory, to answer a peer that lost its connection before the answer came; older
-ones are answered from the log."""
+"""Complete exchanges that are kept in memory, to answer a peer that lost its connection before the answer came; less
+where predictions are large. Older ones are answered from the log."""
 
 WINDOW = 512
 """Exchanges that may be answered before they are on disk; less where predictions are large."""
@@ -112,7 +112,7 @@ class Session:
         self.weight = 0.0
         self.over = False
         self.durable = 0
-        self._window = WINDOW
+        self._window, self._remembered = WINDOW, REMEMBERED
         self.lookahead: int | None = None if experiment.exchange.lookahead == "auto" else experiment.exchange.lookahead
         """Batches that a peer may be ahead of the run; None while it is to be decided."""
         self._repeated_until = 0
@@ -205,7 +205,7 @@ class Session:
             "more waits than may be repeated"
             if len(self._pending) > max(1 + ahead, self._repeated_until - self.complete)
             else "",
-            "too much is remembered" if len(self._recent) > self._window + REMEMBERED + 1 + ahead else "",
+            "too much is remembered" if len(self._recent) > self._window + self._remembered + 1 + ahead else "",
             "more is answered than may be lost" if self.complete - self.durable > self._window + 1 + ahead else "",
             "batches are kept that are complete" if any(i < self.complete for i in self._batches) else "",
         ]
@@ -277,6 +277,7 @@ class Session:
         self.weight = self._weight(Position(0, 0))
         size = len(self.members) * self.layout.rows(0) * data.classes * np.dtype(np.float32).itemsize
         self._window = max(8, min(WINDOW, WINDOW_BYTES // size))
+        self._remembered = max(1, min(REMEMBERED, WINDOW_BYTES // size))
         if self.experiment.exchange.continues:
             # Who took part is decided once: on disk before anybody trains on it, for those who are left after a crash
             # may be others.
@@ -493,7 +494,7 @@ class Session:
 
     def _forget(self) -> None:
         """Drop from memory what the log can answer."""
-        end = min(self.durable, self.complete - REMEMBERED)
+        end = min(self.durable, self.complete - self._remembered)
         while self._recent and (first := next(iter(self._recent))) < end:
             del self._recent[first]
 

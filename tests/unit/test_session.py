@@ -273,6 +273,17 @@ def test_guarantee_6_no_more_is_answered_than_peers_can_repeat() -> None:
     session.validate()
 
 
+def test_guarantee_7_what_is_remembered_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = len(PEERS) * 4 * 3 * np.dtype(np.float32).itemsize
+    monkeypatch.setattr("coordinator.session.WINDOW_BYTES", 5 * whole)
+    session = long_session()
+    for index in range(20):
+        exchange(session, index)
+        session.handle(Synced(index + 1), 0.0)
+        session.validate()
+    assert [type(predict(session, "a", session.layout.position(index))[0]) for index in (14, 15)] == [Recall, Answer]
+
+
 def test_guarantee_6_repeating_a_prediction_does_not_get_past_a_disk_that_is_behind() -> None:
     session = long_session()
     for index in range(WINDOW + 1):
