@@ -26,6 +26,9 @@ STATISTICS = ("entropy", "confidence", "agreement", "kl_self_other", "kl_other_s
 """What `statistics` gives, in this order."""
 
 
+CACHED = 64 * 1024
+"""Probabilities of all peers together that are combined at once: what is computed between them stays in the cache."""
+
 _add, _least, _most = np.add.reduce, np.minimum.reduce, np.maximum.reduce
 _LOW, _HIGH = 1 - TOLERANCE * 0.9, 1 + TOLERANCE * 0.9
 """Sums between which a row need not be looked at again in float64."""
@@ -122,18 +125,30 @@ def soft_targets(predictions: Sequence[Probabilities], combination: Combination 
     """
     if len(predictions) == 1:
         return [predictions[0]]
+    if len(predictions) == 2 and combination.temperature == 1.0 and combination.top_k is None:
+        return [predictions[1], predictions[0]]
+    first = predictions[0]
+    part = max(1, CACHED * len(first) // (len(predictions) * first.size or 1))
+    if part >= len(first):
+        return list(_soft_targets(predictions, combination))
+    found: Probabilities = np.empty((len(predictions), *first.shape), np.float32)
+    for begin in range(0, len(first), part):
+        rows = slice(begin, begin + part)
+        found[:, rows] = _soft_targets([p[rows] for p in predictions], combination)
+    return list(found)
+
+
+def _soft_targets(predictions: Sequence[Probabilities], combination: Combination) -> Probabilities:
+    """`(peers, …, rows, classes)` float32; no row has to do with another."""
     if len(predictions) == 2:
-        others = [predictions[1], predictions[0]]
-        if combination.temperature == 1.0 and combination.top_k is None:
-            return others
-        combined = np.asarray(others, dtype=np.float64)
+        combined = np.asarray([predictions[1], predictions[0]], dtype=np.float64)
     else:
         combined = _combined(np.asarray(predictions, dtype=np.float64), combination)
     if combination.temperature != 1.0:
         combined = tempered(combined, combination.temperature)
     if combination.top_k is not None:
         combined = most_probable(combined, combination.top_k)
-    return list(combined.astype(np.float32))
+    return combined.astype(np.float32)
 
 
 def _combined(stacked: Floats, combination: Combination) -> Floats:
@@ -368,12 +383,17 @@ def statistics(predictions: npt.NDArray[np.float32], combination: Combination = 
     if len(predictions) == 1:
         means += [np.full_like(means[0], np.nan)] * 3
     else:
-        top = predictions.argmax(axis=-1)
-        same = (top[:, None] == top[None, :]).mean(axis=-1, dtype=np.float64)
         apart = own_logs - others_logs
         means += [
-            (same.sum(axis=0) - 1) / (len(predictions) - 1),
+            _agreeing(predictions).mean(axis=-1, dtype=np.float64) / (len(predictions) - 1),
             (own * apart).sum(axis=-1, dtype=np.float64).mean(axis=-1),
             -(others * apart).sum(axis=-1, dtype=np.float64).mean(axis=-1),
         ]
     return np.moveaxis(np.stack(means, axis=-1), 0, -2).astype(np.float32)
+
+
+def _agreeing(predictions: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """`(peers, …, rows)`: with how many others a peer agrees on a row's most probable class."""
+    top = predictions.argmax(axis=-1)
+    place = np.arange(top[0].size).reshape(top[0].shape) * predictions.shape[-1] + top
+    return np.bincount(place.ravel())[place] - 1

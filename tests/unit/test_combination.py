@@ -157,3 +157,16 @@ def test_one_that_is_alone_gets_its_own_and_has_no_agreement(rest) -> None:
     (measured,) = statistics(np.stack(predictions), chosen)
     assert measured[0] == pytest.approx(entropy(predictions[0]).mean())
     assert np.isnan(measured[2:]).all()
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_guarantee_3_large_batches_are_combined_in_parts_to_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    made = list(np.random.default_rng(3).dirichlet(np.ones(5), (4, 7)).astype(np.float32))
+    chosen = Combination(how, temperature=0.5, top_k=3, coverage=((0,), (1,), (), (2, 3)))
+    whole = np.stack(soft_targets(made, chosen))
+    for cached in (1, 4 * 5 * 2, 4 * 5 * 3 + 1):
+        monkeypatch.setattr("entangled.distribution.CACHED", cached)
+        assert np.stack(soft_targets(made, chosen)).tobytes() == whole.tobytes()
+        assert soft_targets([p[:0] for p in made], chosen)[0].shape == (0, 5)
