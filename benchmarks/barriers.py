@@ -6,6 +6,7 @@ waits for everybody else's. A peer prints the exchanges per second between its f
 | kind | |
 |---|---|
 | `entangled` | a coordinator's process and our client: checks, digests, log |
+| `many` | the same with several peers in a process, over one stream |
 | `bare` | the same gRPC stack, options, messages and means, on a server that does no more: no checks, digests, log |
 | `gloo` | `torch.distributed.all_gather` |
 | `ray` | an async actor that waits for everybody |
@@ -14,6 +15,7 @@ waits for everybody else's. A peer prints the exchanges per second between its f
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import time
@@ -78,6 +80,82 @@ def entangled(address: str, peer: str, rows: Rows, classes: Classes, exchanges: 
         client.exchange(Position(0, step), order[step * rows : (step + 1) * rows], mine[step % len(mine)])
         watch.done(step)
     client.finish({"loss": 0.0})
+
+
+@app.command()
+def many(
+    address: str,
+    peers: list[str],
+    rows: Rows,
+    classes: Classes,
+    exchanges: Exchanges,
+    coordinator: Annotated[int, typer.Option(help="Its process id.")] = 0,
+) -> None:
+    """Several peers of a real coordinator in one process, over one stream.
+
+    Before the rate it prints a JSON object: microseconds of CPU for each peer's part in an exchange, between the first
+    tenth and the end, of this process and of the coordinator's; and the MiB that the latter took at most.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_many(address, peers, rows, classes, exchanges, coordinator))
+
+
+async def _many(address: str, peers: list[str], rows: int, classes: int, exchanges: int, coordinator: int) -> None:
+    from entangled.participation.connection import Connection
+    from entangled.participation.link import Link
+
+    link = Link(address, several=True)
+    await link.open(60)
+    connections = [Connection(link, peer) for peer in peers]
+    data = fingerprint(np.arange(rows * exchanges), classes)
+    await asyncio.gather(*(connection.join(data) for connection in connections))
+    names = link.experiment.peer_names
+    publish = link.experiment.exchange.publish
+    shape = publish.temperature, publish.top_k, publish.decimals
+    predictions = [[published(p, *shape) for p in made_up(rows, classes, names.index(peer))] for peer in peers]
+    order, watch, used = await link.order(0, rows * exchanges), Stopwatch(exchanges), [0.0, 0.0]
+    loop = asyncio.get_running_loop()
+    for step in range(exchanges):
+        position, ids = Position(0, step), order[step * rows : (step + 1) * rows]
+        complete, waiting = loop.create_future(), len(connections)
+
+        def tell(outcome: Any, complete: asyncio.Future[None] = complete) -> None:
+            nonlocal waiting
+            waiting -= 1
+            if isinstance(outcome, Exception):
+                complete.set_exception(outcome)
+            elif not waiting:
+                complete.set_result(None)
+
+        for connection, mine in zip(connections, predictions, strict=True):
+            connection.post(*connection.prepared(position, ids, mine[step % len(mine)]))
+            connection.ask(position, tell)
+        await complete
+        if step + 1 in (exchanges // 10, exchanges):
+            used = [now - before for now, before in zip((time.process_time(), _cpu(coordinator)), used, strict=True)]
+        if step + 1 == exchanges:
+            parts = (exchanges - exchanges // 10) * len(peers)
+            mine, theirs = (1e6 * seconds / parts for seconds in used)
+            found = {"client": mine, "coordinator": theirs * len(peers) / len(names), "MiB": _most_mib(coordinator)}
+            print(json.dumps(found), flush=True)
+        watch.done(step)
+    await asyncio.gather(*(connection.finish({"loss": 0.0}) for connection in connections))
+    await link.close()
+
+
+def _cpu(process: int) -> float:
+    """Seconds of CPU that a process has used; 0 for none."""
+    if not process:
+        return 0.0
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _most_mib(process: int) -> float:
+    """How large a process has been at most, in MiB; 0 for none."""
+    if not process:
+        return 0.0
+    return int(Path(f"/proc/{process}/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 @app.command()

@@ -63,10 +63,19 @@ def rate(process: subprocess.Popen[str]) -> float:
     Raises:
         RuntimeError: it has not.
     """
-    output, errors = process.communicate(timeout=LIMIT_SECONDS)
-    if process.returncode != 0 or not output.split():
+    return float(output(process).split()[-1])
+
+
+def output(process: subprocess.Popen[str]) -> str:
+    """What a process has printed, when it has ended well.
+
+    Raises:
+        RuntimeError: it has not.
+    """
+    printed, errors = process.communicate(timeout=LIMIT_SECONDS)
+    if process.returncode != 0 or not printed.split():
         raise RuntimeError(f"{process.args}: exit code {process.returncode}\n{errors[-2000:]}")
-    return float(output.split()[-1])
+    return printed
 
 
 def in_turns(rounds: int, contenders: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:

@@ -27,6 +27,7 @@ COMMANDS = {
     "exchange of 2 peers, 8 × 10": "benchmarks.exchange --peers 2",
     "exchange of 8 peers, 8 × 10": "benchmarks.exchange --peers 8 --only bare",
     "exchange of 2 peers, 256 × 1000": "benchmarks.exchange --rows 256 --classes 1000 --only bare --only log-off",
+    "64 peers in 2 processes": "benchmarks.many",
     "notebook, steps a second": "benchmarks.notebook",
     "waiting for the exchange itself": "benchmarks.waiting",
     "catching up after a restart": "benchmarks.catching_up",
@@ -35,7 +36,7 @@ COMMANDS = {
     "--only float16 --only sparse",
     "coordinator's memory": "benchmarks.memory --exchanges 10000 --exchanges 300000",
 }
-ROUNDS = ("exchange", "notebook", "waiting", "catching_up", "lookahead")
+ROUNDS = ("exchange", "many", "notebook", "waiting", "catching_up", "lookahead")
 FULL = {"coordinator's memory": "benchmarks.memory"}
 """What takes longer and is asked for by name."""
 
