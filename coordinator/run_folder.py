@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from coordinator.session import MAX_SAMPLES, Restored
+from coordinator.entry import MAX_SAMPLES
+from coordinator.session import Restored
 from entangled import atomic, process, views
 from entangled.alignment import Fingerprint, SampleIds
 from entangled.errors import EntangledError, LogError

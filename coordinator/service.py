@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,6 +14,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from coordinator.archive import Archive
+from coordinator.decoding import event_of, unreadable
+from coordinator.entry import MAX_SAMPLES
 from coordinator.events import (
     Answer,
     Decided,
@@ -25,15 +26,10 @@ from coordinator.events import (
     Exchange,
     Failed,
     Finished,
-    Joined,
     Left,
-    MetricsArrived,
-    Paced,
-    PredictionArrived,
     Recall,
     Record,
     Replaced,
-    Settled,
     Started,
     Synced,
     Thin,
@@ -43,11 +39,11 @@ from coordinator.events import (
 )
 from coordinator.gathering import Gathering
 from coordinator.run_folder import RunFolder
-from coordinator.session import MAX_SAMPLES, Session
+from coordinator.session import Session
+from coordinator.stream import QUEUED, Stream, on_channel
 from entangled import PROTOCOL_VERSION, codec, faults, membership
-from entangled.alignment import Position, SampleIds
+from entangled.alignment import SampleIds
 from entangled.errors import EntangledError, PatienceError, ProtocolError
-from entangled.log_limit import printable
 from entangled.status import to_refusal, to_status
 from entangled.v1 import exchange_pb2 as pb
 from entangled.v1.exchange_pb2_grpc import CoordinatorServicer
@@ -57,60 +53,6 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.25
 HEARTBEAT_SECONDS = 30.0
 WATCH_SECONDS = 0.25
-
-QUEUED, QUEUED_BYTES = 64, 64 * 1024 * 1024
-"""Messages that may wait for one reader, whatever they weigh, and their weight. From who does not read, nothing more
-is read, either."""
-
-
-class _Stream:
-    """One Exchange stream: what is to be sent on it, and whether and how it shall end."""
-
-    def __init__(self) -> None:
-        self.connections: dict[int, int] = {}
-        """The session's connection for each of the stream's channels."""
-        self.outgoing: deque[pb.CoordinatorMessage] = deque()
-        self.ended = False
-        self.error: EntangledError | None = None
-        self.sent_at = time.monotonic()
-        self._loop = asyncio.get_running_loop()
-        self._idle: asyncio.Future[None] | None = None
-        self._sent = asyncio.Event()
-
-    def send(self, message: pb.CoordinatorMessage) -> None:
-        if message.HasField("durable") and self.outgoing and _repeats(self.outgoing[-1], message):
-            self.outgoing.pop()  # the later one says as much and more
-        self.outgoing.append(message)
-        self._wake()
-
-    async def until_read(self) -> None:
-        """Return when what waits to be sent is not too much."""
-        while (waiting := len(self.outgoing)) > QUEUED and not self.ended:
-            if waiting * self.outgoing[-1].ByteSize() <= QUEUED_BYTES:
-                return
-            self._sent.clear()
-            await self._sent.wait()
-
-    def end(self, error: EntangledError | None = None) -> None:
-        self.ended, self.error = True, self.error or error
-        self._wake()
-        self._sent.set()
-
-    def _wake(self) -> None:
-        if self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
-
-    async def write(self, context: Any) -> None:
-        """Send until ended."""
-        while True:
-            while self.outgoing:
-                await context.write(codec.next_spoken(self.outgoing, codec.bundle_to_peers))
-                self.sent_at = time.monotonic()
-                self._sent.set()
-            if self.ended:
-                return
-            self._idle = self._loop.create_future()
-            await self._idle
 
 
 class CoordinatorService(CoordinatorServicer):
@@ -141,7 +83,7 @@ class CoordinatorService(CoordinatorServicer):
         self._thin = thin
         self._gathering = Gathering(session.experiment.peer_names, folder.common)
         self._archives: dict[int, Archive] = {}
-        self._connections: dict[int, tuple[_Stream, int]] = {}
+        self._connections: dict[int, tuple[Stream, int]] = {}
         """For each of the session's connections, the stream and the channel on it."""
         self._encoding = codec.encoding(session.experiment.exchange.encoding)
         self._last_id = 0
@@ -215,7 +157,7 @@ class CoordinatorService(CoordinatorServicer):
         """One peer process's stream."""
         if self.over.done():
             await _abort(context, self.over.result() or ProtocolError("the run is over"))
-        stream = _Stream()
+        stream = Stream()
         reader = asyncio.create_task(self._read(stream, context))
         writer = asyncio.create_task(stream.write(context))
         for task in (reader, writer):
@@ -302,7 +244,7 @@ class CoordinatorService(CoordinatorServicer):
 
     # ---- events in, effects out
 
-    async def _read(self, stream: _Stream, context: Any) -> None:
+    async def _read(self, stream: Stream, context: Any) -> None:
         try:
             while not stream.ended and (message := await context.read()) is not grpc.aio.EOF:
                 for spoken in codec.unbundled(message):
@@ -311,16 +253,16 @@ class CoordinatorService(CoordinatorServicer):
                 if len(stream.outgoing) > QUEUED:
                     await stream.until_read()
         except DecodeError as error:
-            raise _unreadable(error) from None
+            raise unreadable(error) from None
 
-    def _take(self, stream: _Stream, message: pb.PeerMessage) -> None:
+    def _take(self, stream: Stream, message: pb.PeerMessage) -> None:
         """Take in what one peer says. On a channel of its own, what is wrong with it concerns nobody else there."""
         connection = stream.connections.get(message.channel) or self._open(stream, message.channel)
         kind = message.WhichOneof("kind")
         if kind == "heartbeat" and self.session.has_joined(connection):
             return
         try:
-            event = _event(connection, kind, message, self._encoding)
+            event = event_of(connection, kind, message, self._encoding)
             self._handle(event)
         except EntangledError as error:
             if message.channel == 0:
@@ -343,9 +285,9 @@ class CoordinatorService(CoordinatorServicer):
             stream.end(error)
         elif channel:
             ended = pb.Ended(refusal=to_refusal(error) if error else None)
-            stream.send(_on(channel, pb.CoordinatorMessage(ended=ended)))
+            stream.send(on_channel(channel, pb.CoordinatorMessage(ended=ended)))
 
-    def _open(self, stream: _Stream, channel: int) -> int:
+    def _open(self, stream: Stream, channel: int) -> int:
         """A new connection of the session, for a channel of a stream on which nobody has spoken yet."""
         if len(stream.connections) >= len(self.session.members):
             raise ProtocolError(
@@ -412,14 +354,14 @@ class CoordinatorService(CoordinatorServicer):
         answer = codec.SoftTarget(recall.position, recall.digest, weight, target)
         self._send(recall.connection, codec.encode_soft_target(answer, self._encoding))
 
-    def _joined(self) -> list[tuple[_Stream, int]]:
+    def _joined(self) -> list[tuple[Stream, int]]:
         """Where peers listen; one that has not joined must not hear anything before its welcome."""
         return [there for number, there in self._connections.items() if self.session.has_joined(number)]
 
     def _tell(self, message: pb.CoordinatorMessage) -> None:
         """Send to every peer."""
         for stream, channel in self._joined():
-            stream.send(_on(channel, message))
+            stream.send(on_channel(channel, message))
 
     def _send(self, connection: int, message: pb.CoordinatorMessage) -> None:
         if connection in self._connections:
@@ -434,20 +376,6 @@ class CoordinatorService(CoordinatorServicer):
             stream.end(error)
 
 
-def _repeats(before: pb.CoordinatorMessage, message: pb.CoordinatorMessage) -> bool:
-    return before.HasField("durable") and before.channel == message.channel
-
-
-def _on(channel: int, message: pb.CoordinatorMessage) -> pb.CoordinatorMessage:
-    """A message to everybody for one channel of a stream; most streams have only channel 0, which is not written."""
-    if channel == 0:
-        return message
-    copy = pb.CoordinatorMessage()
-    copy.CopyFrom(message)
-    copy.channel = channel
-    return copy
-
-
 def _retrieve(task: asyncio.Task[None]) -> None:
     """Look at how a task ended: where the stream broke, nobody else does."""
     if not task.cancelled():
@@ -458,51 +386,9 @@ async def _next(context: Any) -> Any:
     try:
         return await context.read()
     except DecodeError as error:
-        raise _unreadable(error) from None
-
-
-def _unreadable(error: DecodeError) -> ProtocolError:
-    return ProtocolError(f"a message cannot be read: {error}")
+        raise unreadable(error) from None
 
 
 async def _abort(context: Any, error: EntangledError) -> None:
     code, details, trailing = to_status(error)
     await context.abort(code, details, trailing)
-
-
-def _event(
-    connection: int, kind: str | None, message: pb.PeerMessage, encoding: codec.Encoding = codec.FLOAT32
-) -> Event:
-    match kind:
-        case "prediction":
-            prediction = codec.decode_prediction(message.prediction, message.ByteSize(), encoding)
-            return PredictionArrived(
-                connection,
-                prediction.position,
-                prediction.digest,
-                prediction.probabilities,
-                prediction.size,
-                time.time_ns() // 1000,
-            )
-        case "join":
-            join = message.join
-            return Joined(
-                connection,
-                join.peer,
-                join.instance,
-                printable(join.origin, 200),
-                join.protocol_version,
-                codec.decode_fingerprint(join.fingerprint),
-            )
-        case "metrics":
-            metrics = message.metrics
-            position = Position(metrics.epoch, metrics.step)
-            return MetricsArrived(connection, position, dict(metrics.values), metrics.epoch_end, metrics.final)
-        case "pace":
-            return Paced(connection, message.pace.step_us, message.pace.round_trip_us)
-        case "settled":
-            return Settled(connection, message.settled.complete)
-        case "leave":
-            return Left(connection, printable(message.leave.failure))
-        case _:
-            raise ProtocolError("an empty message", expected="join, prediction, metrics, pace, settled or leave")

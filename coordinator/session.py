@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coordinator.batches import Batches
+from coordinator.entry import check_first
 from coordinator.events import (
     Answer,
     Arrival,
@@ -38,9 +40,10 @@ from coordinator.events import (
     Warn,
     Welcome,
 )
+from coordinator.lookahead import hiding
 from coordinator.roster import Member, Roster
 from entangled import PROTOCOL_VERSION, membership
-from entangled.alignment import Fingerprint, Layout, Position, SampleIds, batch_digest, fingerprint, sample_order
+from entangled.alignment import Fingerprint, Layout, Position, SampleIds
 from entangled.distribution import Combination, check, soft_targets
 from entangled.errors import (
     AlignmentError,
@@ -52,7 +55,7 @@ from entangled.errors import (
     ProtocolError,
     RunFailedError,
 )
-from entangled.experiment import MAX_LOOKAHEAD, Experiment
+from entangled.experiment import Experiment
 from entangled.schedule import Constant, weight_at
 
 REMEMBERED = 64
@@ -61,9 +64,6 @@ where predictions are large. Older ones are answered from the log."""
 
 WINDOW = 512
 """Exchanges that may be answered before they are on disk; less where predictions are large."""
-
-MAX_SAMPLES = 2**27
-"""Of one data set: an epoch's order is held in memory, 8 bytes a sample."""
 
 MAX_METRICS = 64
 """Names of metrics that a peer may use in all, and characters in each."""
@@ -74,10 +74,6 @@ LINGER = 10.0
 
 WINDOW_BYTES = 64 * 1024 * 1024
 """Bytes of predictions that may be answered before they are on disk."""
-
-
-HIDDEN = 0.05
-"""A round trip that is no more than this share of a step costs nothing worth hiding."""
 
 
 # ---- state
@@ -119,10 +115,9 @@ class Session:
         self._held: list[Answer] = []
         self._pending: dict[int, dict[str, Arrival]] = {}
         self._recent: dict[int, Exchange] = {}
-        self._orders: dict[int, SampleIds] = {}
         self._epoch_weight = -1, 0.0
         self._of_all = experiment.combination()
-        self._batches: dict[int, tuple[SampleIds, bytes]] = {}
+        self._batches: Batches | None = None
         self._progressed_at = now
         if restored is not None:
             self._restore(restored)
@@ -169,17 +164,9 @@ class Session:
         Raises:
             ProtocolError: no peer has joined yet, or the run has no such epoch.
         """
-        if self.layout is None:
+        if self._batches is None:
             raise ProtocolError("the sample order is not known before a first peer has joined")
-        if not 0 <= epoch < self.layout.epochs:
-            raise ProtocolError("no such epoch", expected=f"0 … {self.layout.epochs - 1}", got=str(epoch))
-        if epoch not in self._orders:
-            ids = np.arange(self.layout.samples, dtype=np.int64)
-            order = sample_order(ids, self.experiment.exchange.shuffle_buffer, self.experiment.seed, epoch)
-            while len(self._orders) >= (4 if order.nbytes <= WINDOW_BYTES else 2):
-                del self._orders[next(iter(self._orders))]
-            self._orders[epoch] = order
-        return self._orders[epoch]
+        return self._batches.order(epoch)
 
     def has_joined(self, connection: int) -> bool:
         """Whether a peer speaks on this connection."""
@@ -207,7 +194,7 @@ class Session:
             else "",
             "too much is remembered" if len(self._recent) > self._window + self._remembered + 1 + ahead else "",
             "more is answered than may be lost" if self.complete - self.durable > self._window + 1 + ahead else "",
-            "batches are kept that are complete" if any(i < self.complete for i in self._batches) else "",
+            "batches are kept that are complete" if self._batches and self._batches.kept_before(self.complete) else "",
         ]
         if any(faults):
             raise RuntimeError("; ".join(f for f in faults if f))
@@ -243,24 +230,7 @@ class Session:
     def _adopt(self, announced: Fingerprint) -> list[Effect]:
         """The first peer's data set is the run's; every other one must be the same (guarantee 1)."""
         if self.fingerprint is None:
-            if announced.samples > MAX_SAMPLES:
-                raise AlignmentError(
-                    "the data set has too many samples", expected=f"at most {MAX_SAMPLES}", got=str(announced.samples)
-                )
-            if announced.classes < 2:
-                raise AlignmentError("the data set needs at least two classes", got=str(announced))
-            ids = np.arange(announced.samples, dtype=np.int64)
-            if announced.samples == 0 or fingerprint(ids, announced.classes).ids_digest != announced.ids_digest:
-                raise AlignmentError(
-                    "the sample ids must be 0, 1, … in the data set's order", got=str(announced) or "nothing"
-                )
-            for name, peer in self.experiment.peers.items():
-                if max(peer.coverage or (), default=0) >= announced.classes:
-                    raise AlignmentError(
-                        f"peers.{name} announces a class that the data set does not have",
-                        expected=f"0 … {announced.classes - 1}",
-                        got=str(max(peer.coverage or ())),
-                    )
+            check_first(announced, self.experiment)
             self._begin(announced)
             return [Started(announced)]
         if announced != self.fingerprint:
@@ -274,6 +244,7 @@ class Session:
     def _begin(self, data: Fingerprint) -> None:
         self.fingerprint = data
         self.layout = self.experiment.layout(data.samples)
+        self._batches = Batches(self.experiment, self.layout)
         self.weight = self._weight(Position(0, 0))
         size = len(self.members) * self.layout.rows(0) * data.classes * np.dtype(np.float32).itemsize
         self._window = max(8, min(WINDOW, WINDOW_BYTES // size))
@@ -285,7 +256,7 @@ class Session:
 
     def _restore(self, restored: Restored) -> None:
         self._begin(restored.fingerprint)
-        layout, _ = self._run()
+        layout, _, _ = self._run()
         if restored.complete > layout.positions or not restored.finals.keys() <= self.members.keys():
             raise LogError("the log, or the run.json beside it, is of another run than this experiment's")
         self.complete = self.durable = restored.complete
@@ -349,9 +320,9 @@ class Session:
 
     def _prediction(self, event: PredictionArrived, now: float) -> list[Effect]:
         member = self._roster.at(event.connection)
-        layout, expected_classes = self._run()
+        layout, batches, expected_classes = self._run()
         index = self._check_position(member, event.position, layout)
-        _, digest = self._batch(event.position, index)
+        digest = batches.at(index, keep=index >= self.complete).digest
         if event.digest != digest:
             raise AlignmentError(
                 f"peer {member.name}'s prediction for {event.position} is about other samples",
@@ -375,7 +346,7 @@ class Session:
     def _advance(self, member: Member, index: int, now: float) -> list[Effect]:
         """Note how far a member is."""
         if index > member.reached:
-            layout, _ = self._run()
+            layout, _, _ = self._run()
             member.reached, member.position = index, layout.position(index)
             if index < self.complete:
                 self._progressed_at = now  # it catches up, and is waited for as long as it gets on
@@ -406,17 +377,6 @@ class Session:
         within = index <= self.complete + lookahead or index < self._repeated_until
         return within and member.name in self._pending.get(index - 1, {})
 
-    def _batch(self, position: Position, index: int) -> tuple[SampleIds, bytes]:
-        """The sample ids and the digest of a batch; computed once for all who predict for it."""
-        found = self._batches.get(index)
-        if found is None:
-            layout, _ = self._run()
-            sample_ids = layout.batch(self.order(position.epoch), position.step)
-            found = sample_ids, batch_digest(position, sample_ids)
-            if index >= self.complete:
-                self._batches[index] = found
-        return found
-
     def _pace(self, event: Paced) -> list[Effect]:
         member = self._roster.at(event.connection)
         if self.lookahead is not None:
@@ -440,10 +400,8 @@ class Session:
         return effects
 
     def _finish_exchange(self, index: int, now: float) -> list[Effect]:
-        layout, _ = self._run()
-        position = layout.position(index)
-        sample_ids, digest = self._batch(position, index)
-        self._batches.pop(index, None)
+        _, batches, _ = self._run()
+        position, sample_ids, digest = batches.at(index, keep=False)
         pending = self._pending.pop(index)
         arrivals = {name: pending[name] for name in self.members if name in pending}
         targets = soft_targets([a.probabilities for a in arrivals.values()], self._combination(list(arrivals)))
@@ -552,33 +510,22 @@ class Session:
     def _combination(self, members: list[str]) -> Combination:
         return self._of_all if len(members) == len(self.members) else self.experiment.combination(members)
 
-    def _run(self) -> tuple[Layout, int]:
-        if self.layout is None or self.fingerprint is None:
+    def _run(self) -> tuple[Layout, Batches, int]:
+        if self.layout is None or self.fingerprint is None or self._batches is None:
             raise ProtocolError("no peer has joined")
-        return self.layout, self.fingerprint.classes
+        return self.layout, self._batches, self.fingerprint.classes
 
     def _trained(self) -> bool:
         return self.layout is not None and self.complete == self.layout.positions
 
     def _index(self, answer: Answer) -> int:
-        layout, _ = self._run()
+        layout, _, _ = self._run()
         return layout.index(answer.position)
 
     def _weight(self, position: Position) -> float:
-        schedule, (layout, _) = self.experiment.exchange.weight, self._run()
+        schedule, (layout, _, _) = self.experiment.exchange.weight, self._run()
         if isinstance(schedule, Constant) or schedule.per == "step":
             return float(np.float32(weight_at(schedule, position, layout)))
         if self._epoch_weight[0] != position.epoch:
             self._epoch_weight = position.epoch, float(np.float32(weight_at(schedule, position, layout)))
         return self._epoch_weight[1]
-
-
-def hiding(step_us: int, round_trip_us: int) -> int:
-    """The smallest look-ahead that hides a round trip behind the steps of the slowest peer.
-
-    >>> hiding(step_us=10_000, round_trip_us=300), hiding(10_000, 25_000)
-    (0, 3)
-    """
-    if step_us == 0 or round_trip_us <= HIDDEN * step_us:  # nobody knows what a step takes, or it is not worth it
-        return 0
-    return min(MAX_LOOKAHEAD, -(-round_trip_us // step_us))

@@ -9,7 +9,8 @@ import numpy as np
 from entangled import datasets
 from entangled.datasets import Dataset, Unlabelled
 from entangled.errors import DataError, ExperimentError
-from entangled.experiment import Experiment, Private
+from entangled.experiment import Experiment
+from entangled.experiment_parts import Private
 from entangled.splits import Hand, deal
 
 

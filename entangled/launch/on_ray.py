@@ -17,8 +17,9 @@ from typing import Any
 
 from entangled import atomic, certificates
 from entangled.errors import RunFailedError
-from entangled.experiment import COORDINATOR, Experiment, Placement
+from entangled.experiment import Experiment
 from entangled.experiment_file import PLACEMENT, dumps, dumps_placement
+from entangled.experiment_parts import COORDINATOR, Placement
 from entangled.holders import OPERATOR
 from entangled.launch.local import RESTARTS, Observer, interrupt
 from entangled.launch.mirror import Mirror, restore

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from entangled.errors import EntangledError, RunFailedError
-from entangled.experiment import COORDINATOR, Experiment, Placement
+from entangled.experiment import Experiment
+from entangled.experiment_parts import COORDINATOR, Placement
 
 HEAD = "node:__internal_head__"
 """What Ray calls the resource that only the head node has."""

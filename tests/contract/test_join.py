@@ -18,7 +18,8 @@ import pytest
 import entangled
 from entangled.alignment import sample_order
 from entangled.errors import DataError, MembershipError, PredictionError, ProtocolError, RunFailedError
-from entangled.experiment import Checkpoint, Experiment
+from entangled.experiment import Experiment
+from entangled.experiment_parts import Checkpoint
 from entangled.participation.arrays import as_probabilities
 from entangled.participation.data import described
 from entangled.participation.peer import Peer

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from coordinator.service import _event
+from coordinator.decoding import event_of
 from coordinator.session import Session
 from entangled import codec
 from entangled.alignment import Position
@@ -56,7 +56,7 @@ def test_no_bytes_do_more_than_to_be_refused(messages: list[bytes]) -> None:
 def take_in(session: Session, message: pb.PeerMessage) -> None:
     """What the service does with a message."""
     codec.refuse_unknown(message)
-    session.handle(_event(1, message.WhichOneof("kind"), message), 0.0)
+    session.handle(event_of(1, message.WhichOneof("kind"), message), 0.0)
 
 
 @given(st.binary(max_size=200), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))

@@ -20,4 +20,4 @@ def test_the_reference_is_whole(tmp_path: Path) -> None:
     page = (tmp_path / "reference" / "joining.html").read_text()
     for name in entangled.__all__:
         assert f'.{name}"' in page, name
-    assert "experiment.Peer.backend" in (tmp_path / "reference" / "shared.html").read_text()
+    assert "experiment_parts.Peer.backend" in (tmp_path / "reference" / "shared.html").read_text()

@@ -9,11 +9,12 @@ from typing import Any
 import grpc
 import pytest
 
-import coordinator.service
+import coordinator.stream
 from coordinator.events import Joined, PredictionArrived
 from coordinator.run_folder import RunFolder
-from coordinator.service import QUEUED, CoordinatorService
+from coordinator.service import CoordinatorService
 from coordinator.session import Session
+from coordinator.stream import QUEUED
 from entangled import PROTOCOL_VERSION
 from entangled.alignment import batch_digest
 from entangled.experiment import Experiment
@@ -139,7 +140,7 @@ class Greedy(Context):
 def test_guarantee_7_from_who_does_not_read_no_more_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = experiment(("a", "b"))
     answer = 4 * CLASSES * 4
-    monkeypatch.setattr(coordinator.service, "QUEUED_BYTES", 200 * answer)
+    monkeypatch.setattr(coordinator.stream, "QUEUED_BYTES", 200 * answer)
 
     async def repeat() -> None:
         session = Session(settings, 0.0)
