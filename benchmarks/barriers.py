@@ -5,7 +5,8 @@ waits for everybody else's. A peer prints the exchanges per second between its f
 
 | kind | |
 |---|---|
-| `entangled` | a coordinator's process and our client: checks, digests, log |
+| `entangled` | a coordinator's process and our asynchronous client: checks, digests, log |
+| `blocking` | the same with our blocking client, whose event loop is another thread |
 | `many` | the same with several peers in a process, over one stream |
 | `bare` | the same gRPC stack, options, messages and means, on a server that does no more: no checks, digests, log |
 | `gloo` | `torch.distributed.all_gather` |
@@ -68,7 +69,31 @@ class Stopwatch:
 
 @app.command()
 def entangled(address: str, peer: str, rows: Rows, classes: Classes, exchanges: Exchanges) -> None:
-    """A peer of a real coordinator."""
+    """A peer of a real coordinator, within an event loop as `bare` is."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_entangled(address, peer, rows, classes, exchanges))
+
+
+async def _entangled(address: str, peer: str, rows: int, classes: int, exchanges: int) -> None:
+    from entangled.participation.connection import Connection
+    from entangled.participation.link import Link
+
+    link = Link(address)
+    await link.open(60.0)
+    connection = Connection(link, peer)
+    mine, watch = made_up(rows, classes, link.experiment.peer_names.index(peer)), Stopwatch(exchanges)
+    await connection.join(fingerprint(np.arange(rows * exchanges), classes))
+    order = await connection.order(0)
+    for step in range(exchanges):
+        ids = order[step * rows : (step + 1) * rows]
+        await connection.exchange(Position(0, step), ids, mine[step % len(mine)])
+        watch.done(step)
+    await connection.finish({"loss": 0.0})
+
+
+@app.command()
+def blocking(address: str, peer: str, rows: Rows, classes: Classes, exchanges: Exchanges) -> None:
+    """The same by the client for those without a loop of their own, which our training processes use."""
     from entangled.participation.client import CoordinatorClient
 
     client = CoordinatorClient(address, peer)

@@ -28,7 +28,14 @@ PUBLISHED = 64
 
 
 def entangled(
-    peers: int, rows: int, classes: int, exchanges: int, *, log: bool = True, encoding: str = "float32"
+    peers: int,
+    rows: int,
+    classes: int,
+    exchanges: int,
+    *,
+    log: bool = True,
+    encoding: str = "float32",
+    client: str = "entangled",
 ) -> float:
     """Everything on: a coordinator's process, checks, digests, and the log unless it is off."""
     publish = {"top_k": PUBLISHED} if encoding == "sparse" else {}
@@ -51,7 +58,7 @@ def entangled(
         else:
             server = group.start("-m", "benchmarks.barriers", "without-log", str(source), str(run), address)
         clients = [
-            group.start("-m", "benchmarks.barriers", "entangled", address, name, *_size(rows, classes, exchanges))
+            group.start("-m", "benchmarks.barriers", client, address, name, *_size(rows, classes, exchanges))
             for name in names
         ]
         rates = [rate(client) for client in clients]
@@ -100,6 +107,7 @@ CONTENDERS: dict[str, Callable[[int, int, int, int], float]] = {
     "float16": lambda *size: entangled(*size, encoding="float16"),
     "sparse": lambda *size: entangled(*size, encoding="sparse"),
     "log-off": lambda *size: entangled(*size, log=False),
+    "blocking": lambda *size: entangled(*size, client="blocking"),
     "bare": bare,
     "gloo": gloo,
     "ray": ray,

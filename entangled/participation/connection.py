@@ -122,13 +122,28 @@ class Connection:
 
     async def result(self, position: Position) -> SoftTarget:
         """See `seam.Exchange.result`."""
-        index = self.index(position)
-        if index not in self._answers:
-            self._raise()
-            if index not in self._in_flight:
-                raise _not_submitted(position)
-            await self._until(lambda: index in self._answers, self._link.patience)
-        return self._answers.pop(index)
+        loop = asyncio.get_running_loop()
+        told: asyncio.Future[Outcome] = loop.create_future()
+        self.ask(position, lambda outcome: None if told.done() else told.set_result(outcome))
+        silent = UnreachableError(f"the coordinator at {self._link.address} does not answer {position} any more")
+        deadline = loop.call_later(self._link.patience, self._tell, position, silent)
+        try:
+            outcome = await told
+        except asyncio.CancelledError:  # it can be asked for again
+            self._asking.pop(self.index(position), None)
+            if told.done() and not told.cancelled() and isinstance(outcome := told.result(), SoftTarget):
+                self._answers[self.index(position)] = outcome
+            raise
+        finally:
+            deadline.cancel()
+        if isinstance(outcome, EntangledError):
+            raise outcome
+        return outcome
+
+    def _tell(self, position: Position, outcome: Outcome) -> None:
+        tell = self._asking.pop(self.index(position), None)
+        if tell is not None:
+            tell(outcome)
 
     async def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
         """See `seam.Exchange.exchange`."""
