@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from entangled import atomic, faults
-from entangled.alignment import SampleIds
+from entangled.alignment import Position, SampleIds
 from entangled.datasets import Dataset, Unlabelled
 from entangled.distribution import Probabilities
 from entangled.errors import DataError
@@ -92,8 +92,8 @@ class _Training:
         self._correct = self._rows = 0
         """Right predictions, of so many samples, in this epoch so far."""
         self._weight = 0.0
-        self._prepared: tuple[Inputs, Inputs] | None = None
-        """The next batch's."""
+        self._prepared: dict[Position, tuple[Inputs, Inputs]] = {}
+        """Inputs and labels of batches to come, as many as the look-ahead, or one."""
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics = folder / "metrics.jsonl"
 
@@ -133,39 +133,53 @@ class _Training:
         return values
 
     def _step(self, batch: Batch) -> None:
-        if self._peer.look_ahead() == 0 and self._private is None and isinstance(self._data, Dataset):
-            loss, right = self._learner.step(*self._inputs(batch), lambda own: self._result(batch, own))
+        if self._peer.look_ahead() == 0 and self._shared_labels:
+            x, labels = self._inputs(batch.position, batch.ids)
+            loss, right = self._learner.step(x, labels, lambda own: self._result(batch, own))
             rows = len(batch)
         else:
-            loss, right, rows = self._learn(batch, self._data.x[batch.ids], self._result(batch))
+            loss, right, rows = self._learn(batch, self._result(batch))
         self._losses.append(loss)
         self._correct += right
         self._rows += rows
         if batch.report_due:
             batch.report(**self._running())
 
-    def _inputs(self, batch: Batch) -> tuple[Inputs, Inputs]:
-        """Inputs and one-hot labels of a batch: those prepared during the exchange before it, if they were."""
-        prepared, self._prepared = self._prepared, None
-        return prepared or self._placed(batch.ids)
-
-    def _placed(self, ids: SampleIds) -> tuple[Inputs, Inputs]:
-        """Inputs and one-hot labels, where the model computes."""
-        if not isinstance(self._data, Dataset):
-            raise DataError("there are no labels to learn from")
-        labels = one_hot(self._data.y[ids], self._data.classes)
-        return self._learner.place(self._data.x[ids]), self._learner.place(labels)
-
     def _result(self, batch: Batch, own: Probabilities | None = None) -> SoftTarget:
         """Publish what is due, `own` if that is this batch's prediction, and wait for the soft target."""
         for due in batch.due:
-            due.submit(self._learner.predict(self._data.x[due.ids]) if own is None else own)
-        if own is not None and batch.following is not None:
-            self._prepared = self._placed(batch.following)  # there is time now
+            due.submit(self._predicted(due) if own is None else own)
+        if own is not None and batch.following is not None:  # there is time now
+            self._prepare(Position(batch.epoch, batch.step + 1), batch.following)
         target = batch.result()
         self._weight = target.weight
         faults.point(self._peer.name, "before update")
         return target
+
+    def _predicted(self, due: Batch) -> Probabilities:
+        if self._shared_labels:
+            return self._learner.predict(self._prepare(due.position, due.ids)[0])
+        return self._learner.predict(self._data.x[due.ids])
+
+    @property
+    def _shared_labels(self) -> bool:
+        """Whether the labels learned from are those of the exchanged samples."""
+        return self._private is None and isinstance(self._data, Dataset)
+
+    def _prepare(self, position: Position, ids: SampleIds) -> tuple[Inputs, Inputs]:
+        """Inputs and one-hot labels of a batch, where the model computes; kept until `_inputs` takes them."""
+        if not isinstance(self._data, Dataset):
+            raise DataError("there are no labels to learn from")
+        labels = one_hot(self._data.y[ids], self._data.classes)
+        prepared = self._learner.place(self._data.x[ids]), self._learner.place(labels)
+        self._prepared[position] = prepared
+        return prepared
+
+    def _inputs(self, position: Position, ids: SampleIds) -> tuple[Inputs, Inputs]:
+        """What was prepared of a batch; or it is now."""
+        if position not in self._prepared:
+            self._prepare(position, ids)
+        return self._prepared.pop(position)
 
     def _step_seconds(self) -> float:
         """What a step takes without any exchange. Leaves the learner as it was."""
@@ -175,26 +189,23 @@ class _Training:
         times: list[float] = []
         for _ in range(1 + MEASURED_STEPS):  # the first is slow: it traces
             began = time.monotonic()
-            self._update(0, ids, x, SoftTarget(self._learner.predict(x), 0.0))
+            self._update(Position(0, 0), ids, SoftTarget(self._learner.predict(x), 0.0))
             times.append(time.monotonic() - began)
         self._learner.restore(before)
         return median(times[1:])
 
-    def _learn(self, batch: Batch, x: Inputs, target: SoftTarget) -> tuple[float, int, int]:
+    def _learn(self, batch: Batch, target: SoftTarget) -> tuple[float, int, int]:
         """Update the model, and the baselines: the batch's loss, right predictions, and of how many."""
-        number = self._peer.course.layout.index(batch.position)
         for baseline in self._baselines.values():
-            baseline.learn(number)
-        return self._update(number, batch.ids, x, target)
+            baseline.learn(self._peer.course.layout.index(batch.position))
+        return self._update(batch.position, batch.ids, target)
 
-    def _update(self, number: int, ids: SampleIds, x: Inputs, target: SoftTarget) -> tuple[float, int, int]:
-        """Update the model with the batch of that number, of these public or shared samples."""
+    def _update(self, position: Position, ids: SampleIds, target: SoftTarget) -> tuple[float, int, int]:
+        """Update the model with the batch at that position, of these public or shared samples."""
         if self._private is not None:
-            mine, labels = self._private.batches.batch(number)
-            return *self._learner.update(mine, labels, target, x), len(mine)
-        if not isinstance(self._data, Dataset):
-            raise DataError("there are no labels to learn from")
-        return *self._learner.update(x, one_hot(self._data.y[ids], self._data.classes), target), len(x)
+            mine, labels = self._private.batches.batch(self._peer.course.layout.index(position))
+            return *self._learner.update(mine, labels, target, self._data.x[ids]), len(mine)
+        return *self._learner.update(*self._inputs(position, ids), target), len(ids)
 
     def _running(self) -> dict[str, float]:
         """Means over this epoch's batches so far."""

@@ -16,6 +16,7 @@ from entangled.errors import DataError
 from entangled.experiment import Experiment
 from entangled.participation.seam import SoftTarget
 from peer.learner import Inputs, Meet
+from peer.learners import tensorflow_adam
 from peer.learners.keras_learner import KerasLearner, parts, same_in_training
 from peer.loss import EntangledLoss
 
@@ -165,8 +166,12 @@ class TensorFlowLearner(KerasLearner):
             own = tf.identity(self.model(x, training=True))
             loss = loss_of(own)
             objective = tf.add_n([loss, *self.model.losses]) if self.model.losses else loss
-        gradients = tape.gradient(objective, self.model.trainable_variables)
-        self.optimizer.apply(gradients, self.model.trainable_variables)
+        variables = self.model.trainable_variables
+        gradients = tape.gradient(objective, variables)
+        if tensorflow_adam.plain(self.optimizer, gradients, variables):
+            tensorflow_adam.apply(self.optimizer, gradients, variables)
+        else:
+            self.optimizer.apply(gradients, variables)
         right = tf.equal(tf.argmax(own, axis=1), tf.argmax(labels, axis=1))
         return loss, tf.reduce_sum(tf.cast(right, tf.int32))
 
