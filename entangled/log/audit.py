@@ -55,8 +55,8 @@ def attack(run: Run, shadows: Sequence[Run], own: Mapping[str, str], note: Note)
         )
     if data.y is None:
         raise DataError(f"{run.experiment.exchange.data} has no labels; the attacks need them")
-    target = _Look(run, data.x, data.y, own, note)
-    others = [_Look(shadow, data.x, data.y, own, note) for shadow in shadows]
+    target = Look.of(run, data.x, data.y, own, note)
+    others = [Look.of(shadow, data.x, data.y, own, note) for shadow in shadows]
     for shadow in shadows:
         if (shadow.contents_digest, shadow.peers) != (run.contents_digest, run.peers):
             raise EntangledError(f"{shadow.folder} has other peers or exchanged samples than {run.folder}")
@@ -65,41 +65,74 @@ def attack(run: Run, shadows: Sequence[Run], own: Mapping[str, str], note: Note)
                 f"{shadow.folder} is no shadow of {run.folder}: both have the seed {run.experiment.seed}, so their "
                 "peers have learned from the same samples, and the attack would be told what it is to find out"
             )
-    return [found for place in range(len(run.peers)) for found in _attack(target, others, place)]
+    return attacks(target, others)
 
 
-class _Look:
-    """What an attacker sees of a run, and what is true."""
+@dataclass(frozen=True)
+class Look:
+    """What an attacker sees of a run, and what is true.
 
-    def __init__(
-        self, run: Run, x: npt.NDArray[np.float32], y: npt.NDArray[np.int64], own: Mapping[str, str], note: Note
-    ) -> None:
-        self.run, self.y = run, y
+    Attributes:
+        peers: their names.
+        y: `(samples,)`, the exchanged samples' labels.
+        logits: `(peers, samples)`, of what each peer last gave each sample's own label.
+        inside: for each peer, `(samples,)`: whether it has learned from the sample.
+        classes: of each peer's private data.
+    """
+
+    peers: Sequence[str]
+    y: npt.NDArray[np.int64]
+    logits: Floats
+    inside: Sequence[leakage.Mask]
+    classes: Sequence[npt.NDArray[np.int64]]
+
+    @staticmethod
+    def of(run: Run, x: npt.NDArray[np.float32], y: npt.NDArray[np.int64], own: Mapping[str, str], note: Note) -> Look:
+        """Look at a run's log."""
         last = with_predictions(run, blocks(run, note, [run.layout.epochs - 1]), note)
-        self.logits: Floats = leakage.logits(leakage.last_confidences(last, y, len(run.peers)))
+        confidences = leakage.last_confidences(last, y, len(run.peers))
         with samples.users_own():
-            self.private = [
-                private_data.private(run.experiment, peer, run.classes, own.get(peer)) for peer in run.peers
-            ]
-        self.inside = [leakage.members(x, data.x) for data in self.private]
+            private = [private_data.private(run.experiment, peer, run.classes, own.get(peer)) for peer in run.peers]
+        return Look.at(run.peers, x, y, confidences, private)
+
+    @staticmethod
+    def at(
+        peers: Sequence[str],
+        x: npt.NDArray[np.float32],
+        y: npt.NDArray[np.int64],
+        confidences: Floats,
+        private: Sequence[Dataset],
+    ) -> Look:
+        """Look at `(peers, samples)` confidences in the own labels of the exchanged samples `x`."""
+        inside = [leakage.members(x, data.x) for data in private]
+        return Look(peers, y, leakage.logits(confidences), inside, [np.unique(data.y) for data in private])
 
 
-def _attack(target: _Look, shadows: Sequence[_Look], place: int) -> list[Attack]:
-    peer, inside, scores = target.run.peers[place], target.inside[place], target.logits[place]
+def attacks(target: Look, shadows: Sequence[Look]) -> list[Attack]:
+    """Every attack on every peer.
+
+    Raises:
+        EntangledError: there is nothing to tell apart.
+    """
+    return [found for place in range(len(target.peers)) for found in _attack(target, shadows, place)]
+
+
+def _attack(target: Look, shadows: Sequence[Look], place: int) -> list[Attack]:
+    peer, inside, scores = target.peers[place], target.inside[place], target.logits[place]
     if not inside.any():
         raise EntangledError(
             f"no exchanged sample is a private one of {peer}, so no prediction is about one. To measure what a query "
             "would give away, let both be drawn from the same samples, e.g. exchange.data and private.data mnist[:2000]"
         )
     # Only among samples of the classes that the peer has, or the attack would be told by the class alone.
-    fair = np.isin(target.y, np.unique(target.private[place].y)) & np.isfinite(scores)
-    attacks = {"loss threshold": scores}
+    fair = np.isin(target.y, target.classes[place]) & np.isfinite(scores)
+    ways = {"loss threshold": scores}
     if shadows:
-        attacks["LiRA"] = leakage.likelihood_ratios(
+        ways["LiRA"] = leakage.likelihood_ratios(
             scores, np.stack([s.logits[place] for s in shadows]), np.stack([s.inside[place] for s in shadows])
         )
     found: list[Attack] = []
-    for name, score in attacks.items():
+    for name, score in ways.items():
         ins, outs = score[fair & inside], score[fair & ~inside]
         if not len(outs):
             raise EntangledError(f"every exchanged sample of {peer}'s classes is a private one of it")

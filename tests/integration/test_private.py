@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 
+from benchmarks import in_process
 from entangled import datasets, experiment_file, private_data
 from entangled.exchange_log import read
 from entangled.schedule import weight_at
@@ -90,6 +91,15 @@ def test_a_run_with_private_data_is_the_loop_in_one_process(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())["peers"]["cnn"]
     assert summary["alone_accuracy_7"] < 0.02
     assert set(summary) >= {"test_accuracy", "alone_accuracy", "pooled_accuracy", "test_accuracy_9"}
+
+
+def test_a_study_in_one_process_has_the_figures_of_runs(run: Path) -> None:
+    found = in_process.train(experiment_file.load(str(run / "experiment.toml")))
+    summary = json.loads((run / "summary.json").read_text())["peers"]
+    for peer in PEERS:
+        assert set(found[peer]) == {"test_accuracy", "alone_accuracy", "pooled_accuracy"}
+        for name, value in found[peer].items():
+            assert value == pytest.approx(summary[peer][name], abs=5e-4), (peer, name)
 
 
 def test_different_features_are_joined_by_id_and_what_somebody_lacks_is_left_out(tmp_path: Path) -> None:
