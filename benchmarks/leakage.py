@@ -3,7 +3,7 @@
     python -m benchmarks.leakage --seeds 5 --vary exchange.publish.top_k=1,3 --vary exchange.publish.decimals=1,2
 
 Unlike in a study, each `--vary` is on its own, beside the experiment as it is. Runs are trained in this process, as by
-`benchmarks.in_process`, and each is attacked as `entangled log leakage` does it, with the runs of other seeds as shadows.
+`benchmarks.in_process`, and each is attacked as `entangled log leakage` does it, with other seeds' runs as shadows.
 Means over seeds, with 95 % intervals.
 """
 
