@@ -21,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from entangled import datasets, experiment_file
+from entangled import codec, datasets, experiment_file
 from entangled.experiment import Experiment
+from entangled.schedule import weight_at
 from entangled.splits import Hand, deal
 
 SAMPLES, TARGETS, KEPT = 2_000, 3, 5
@@ -73,6 +74,22 @@ def experiment(devices: int, folder: Path, seed: int) -> Experiment:
     )
 
 
+def bytes_moved(experiment: Experiment, samples: int) -> tuple[int, int]:
+    """What all predictions of one peer take on the wire, and all its soft targets, as protobuf messages.
+
+    The first equals the sum of the column `bytes` of a run's log for that peer.
+    """
+    layout, up, down = experiment.layout(samples), 0, 0
+    for index in range(layout.positions):
+        position = layout.position(index)
+        rows = min(layout.batch_size, layout.samples - position.step * layout.batch_size)
+        p, digest = np.full((rows, 10), 0.1, np.float32), bytes(16)
+        up += codec.encode_prediction(position, digest, p).ByteSize()
+        weight = weight_at(experiment.exchange.weight, position, layout)
+        down += codec.encode_soft_target(codec.SoftTarget(position, digest, weight, p)).ByteSize()
+    return up, down
+
+
 def main() -> None:
     """Write the devices' samples and our experiment to a folder."""
     parser = argparse.ArgumentParser(description="Write the setting of federated distillation to a folder.")
@@ -93,8 +110,10 @@ def main() -> None:
         )
         few = [c for c in range(10) if (data.y[places] == c).sum() == KEPT]
         print(f"device {n}: {len(places)} samples, {KEPT} each of {', '.join(map(str, few))}")
-    text = experiment_file.dumps(experiment(given.devices, given.folder, given.seed))
-    (given.folder / "fd.toml").write_text(text, "utf-8")
+    ours = experiment(given.devices, given.folder, given.seed)
+    (given.folder / "fd.toml").write_text(experiment_file.dumps(ours), "utf-8")
+    up, down = bytes_moved(ours, PUBLIC)
+    print(f"our run moves {up + down:,} bytes for each device, {up:,} of them up")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def train(experiment: Experiment, seen: Callable[[SampleIds, list[Probabilities]
         seen: is shown what would be logged in the last epoch: sample ids, and every peer's prediction.
 
     Returns:
-        The final test accuracies, and the baselines'.
+        The final test accuracies, in all and of each class, and the baselines', named as in a run's summary.
     """
     from peer import backends
     from peer.private import lessons
@@ -70,10 +70,11 @@ def train(experiment: Experiment, seen: Callable[[SampleIds, list[Probabilities]
             number += 1
     found: Figures = {}
     for name, learner, own in zip(names, learners, lesson, strict=True):
-        tested = {"test": learner, **{name: baseline.learner for name, baseline in own.baselines.items()}}
-        found[name] = {
-            f"{k}_accuracy": evaluate(v, own.data.test_x, own.data.test_y).accuracy for k, v in tested.items()
-        }
+        found[name] = {}
+        for label, tested in {"test": learner, **{k: b.learner for k, b in own.baselines.items()}}.items():
+            figures = evaluate(tested, own.data.test_x, own.data.test_y)
+            found[name][f"{label}_accuracy"] = figures.accuracy
+            found[name] |= {f"{label}_accuracy_{c}": accuracy for c, accuracy in figures.by_class.items()}
     return found
 
 
@@ -81,7 +82,8 @@ def table(done: dict[tuple[str, int], Figures]) -> str:
     """Means over seeds, and differences seed by seed from the first setting, in Markdown."""
     labels = dict.fromkeys(label for label, _ in done)
     settings = [Setting(at, "", {seed: found for (label, seed), found in done.items() if label == at}) for at in labels]
-    metrics = dict.fromkeys(name for found in done.values() for peer in found.values() for name in peer)
+    names = dict.fromkeys(name for found in done.values() for peer in found.values() for name in peer)
+    metrics = [name for name in names if name.endswith("_accuracy")]  # those of each class are in --out
     lines = ["| setting | peer | metric | % ± 95 % | difference | seeds |", "|---|---|---|---|---|---|"]
     for row in (row for metric in metrics for row in rows(settings, metric)):
         mean = shown(row["mean"], row["reach"], share=True)
@@ -114,7 +116,8 @@ def main() -> None:
         if (cell.label, cell.seed) in done:
             continue
         figures = done[cell.label, cell.seed] = train(cell.experiment)
-        print(f"{cell.label} seed {cell.seed}: {figures}", flush=True)
+        brief = {peer: {k: v for k, v in f.items() if k.endswith("_accuracy")} for peer, f in figures.items()}
+        print(f"{cell.label} seed {cell.seed}: {brief}", flush=True)
         if given.out:
             with given.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps([cell.label, cell.seed, figures]) + "\n")

@@ -97,7 +97,7 @@ def test_a_study_in_one_process_has_the_figures_of_runs(run: Path) -> None:
     found = in_process.train(experiment_file.load(str(run / "experiment.toml")))
     summary = json.loads((run / "summary.json").read_text())["peers"]
     for peer in PEERS:
-        assert set(found[peer]) == {"test_accuracy", "alone_accuracy", "pooled_accuracy"}
+        assert set(found[peer]) >= {"test_accuracy", "alone_accuracy", "pooled_accuracy", "test_accuracy_9"}
         for name, value in found[peer].items():
             assert value == pytest.approx(summary[peer][name], abs=5e-4), (peer, name)
 
