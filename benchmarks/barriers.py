@@ -40,6 +40,8 @@ from entangled.v1 import exchange_pb2 as pb  # noqa: E402
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 METHOD = "/entangled.v1.Coordinator/Exchange"
 DIGEST = bytes(16)
+TOGETHER = 8
+"""Peers of one process that predict before anything of theirs is sent, as threads would."""
 
 Rows = Annotated[int, typer.Option()]
 Classes = Annotated[int, typer.Option()]
@@ -152,9 +154,11 @@ async def _many(address: str, peers: list[str], rows: int, classes: int, exchang
             elif not waiting:
                 complete.set_result(None)
 
-        for connection, mine in zip(connections, predictions, strict=True):
+        for number, (connection, mine) in enumerate(zip(connections, predictions, strict=True), 1):
             connection.post(*connection.prepared(position, ids, mine[step % len(mine)]))
             connection.ask(position, tell)
+            if number % TOGETHER == 0:
+                await asyncio.sleep(0)  # what is posted goes out, while the next are prepared
         await complete
         if step + 1 in (exchanges // 10, exchanges):
             used = [now - before for now, before in zip((time.process_time(), _cpu(coordinator)), used, strict=True)]
