@@ -127,19 +127,22 @@ def soft_targets(predictions: Sequence[Probabilities], combination: Combination 
         return [predictions[0]]
     if len(predictions) == 2 and combination.temperature == 1.0 and combination.top_k is None:
         return [predictions[1], predictions[0]]
+    shape = predictions[0].shape
+    if combination == MEAN:  # in which no class of a row has to do with another, either
+        predictions = [p.reshape(-1) for p in predictions]
     first = predictions[0]
     part = max(1, CACHED * len(first) // (len(predictions) * first.size or 1))
     if part >= len(first):
-        return list(_soft_targets(predictions, combination))
+        return list(_soft_targets(predictions, combination).reshape(len(predictions), *shape))
     found: Probabilities = np.empty((len(predictions), *first.shape), np.float32)
     for begin in range(0, len(first), part):
-        rows = slice(begin, begin + part)
-        found[:, rows] = _soft_targets([p[rows] for p in predictions], combination)
-    return list(found)
+        some = slice(begin, begin + part)
+        found[:, some] = _soft_targets([p[some] for p in predictions], combination)
+    return list(found.reshape(len(predictions), *shape))
 
 
 def _soft_targets(predictions: Sequence[Probabilities], combination: Combination) -> Probabilities:
-    """`(peers, …, rows, classes)` float32; no row has to do with another."""
+    """`(peers, …)` float32; no row has to do with another."""
     if len(predictions) == 2:
         combined = np.asarray([predictions[1], predictions[0]], dtype=np.float64)
     else:

@@ -170,3 +170,12 @@ def test_guarantee_3_large_batches_are_combined_in_parts_to_the_same_bits(
         monkeypatch.setattr("entangled.distribution.CACHED", cached)
         assert np.stack(soft_targets(made, chosen)).tobytes() == whole.tobytes()
         assert soft_targets([p[:0] for p in made], chosen)[0].shape == (0, 5)
+
+
+def test_guarantee_3_so_is_their_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = dirichlet(4, peers=3)
+    whole = np.stack(soft_targets(made))
+    for cached in (1, 3 * 5, 3 * 4 * 2):
+        monkeypatch.setattr("entangled.distribution.CACHED", cached)
+        assert np.stack(soft_targets(made)).tobytes() == whole.tobytes()
+        assert [target.shape for target in soft_targets([p[:0] for p in made])] == [(0, 4)] * 3
