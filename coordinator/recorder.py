@@ -127,6 +127,7 @@ class Recorder:
         return items[-1] is None
 
     def _append(self, exchange: Exchange, measured: npt.NDArray[np.float32] | None) -> None:
+        members = tuple(exchange.arrivals)
         for place, (peer, arrival) in enumerate(exchange.arrivals.items()):
             rows, classes = arrival.probabilities.shape
             self._writer.append(
@@ -134,7 +135,7 @@ class Recorder:
                     exchange.position,
                     exchange.index,
                     peer,
-                    tuple(exchange.arrivals),
+                    members,
                     exchange.weight,
                     exchange.sample_ids,
                     exchange.digest,

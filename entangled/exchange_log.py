@@ -172,7 +172,7 @@ def to_batch(rows: Sequence[tuple[Row, bytes]]) -> pa.RecordBatch:
         [r.position.step for r in plain],
         [r.index for r in plain],
         [r.peer for r in plain],
-        [r.members for r in plain],
+        _members(plain),
         [r.weight for r in plain],
         lists([r.sample_ids for r in plain], pa.int64()),
         [r.digest for r in plain],
@@ -189,6 +189,17 @@ def to_batch(rows: Sequence[tuple[Row, bytes]]) -> pa.RecordBatch:
     ]
     arrays = [c if isinstance(c, pa.Array) else pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def _members(rows: Sequence[Row]) -> pa.Array:
+    """The members' column. Rows of one exchange share a tuple: 1,000 peers would make a million names of it."""
+    distinct: list[tuple[str, ...]] = []
+    places: list[int] = []
+    for row in rows:
+        if not distinct or row.members is not distinct[-1]:
+            distinct.append(row.members)
+        places.append(len(distinct) - 1)
+    return pa.array(distinct, SCHEMA.field("members").type).take(pa.array(places, pa.int32()))
 
 
 def _columns(statistics: Sequence[npt.NDArray[np.float32] | None]) -> list[list[Any]]:
