@@ -149,7 +149,7 @@ def wire_tables() -> Iterator[Table]:
     """A coordinator's process by the number of peers and streams, and by the size of a distribution."""
     lines: list[list[str]] = []
     for peers, processes in ((2, 2), (8, 8), (8, 2), (64, 2), (256, 2), (1000, 2)):
-        found = run(peers, processes, 8, 10, max(100, min(1500, 30_000 // peers)), patience=3600.0)
+        found = run(peers, processes, 8, 10, max(40, min(1000, 20_000 // peers)), patience=3600.0)
         at_most = 1e6 / (found.cpu["coordinator"] * peers)
         cpu = [_brief(found.cpu["coordinator"]), _brief(found.cpu["client"])]
         lines.append([f"{peers:,}", str(processes), *cpu, _brief(at_most), f"{found.mib:.0f}"])
@@ -239,32 +239,46 @@ def relays(
     )
 
 
-def layouts_table(peers: int = 1000, rows: int = 8, classes: int = 10, exchanges: int = 40) -> Table:
-    """A thousand peers in one session, with rows dealt to several, and behind relays."""
-    spread: dict[str, Callable[[], tuple[float, float, list[list[Probabilities]]]]] = {
-        "one coordinator": lambda: one(peers, rows, classes, exchanges),
-        "rows over 2 coordinators": lambda: rows_apart(2, peers, rows, classes, exchanges),
-        "rows over 8 coordinators": lambda: rows_apart(8, peers, rows, classes, exchanges),
-        "8 relays of 125 peers": lambda: relays(8, peers, rows, classes, exchanges),
-        "40 relays of 25 peers": lambda: relays(40, peers, rows, classes, exchanges),
-    }
+Layout = Callable[[], tuple[float, float, list[list[Probabilities]]]]
+
+
+def layouts_tables(peers: int = 1000, exchanges: int = 40) -> Iterator[Table]:
+    """A thousand peers, and a vocabulary, in one session and spread."""
+    size = peers, 8, 10, exchanges
+    yield _compared(
+        f"{peers:,} peers, 8 × 10",
+        {
+            "one coordinator": lambda: one(*size),
+            "rows over 2 coordinators": lambda: rows_apart(2, *size),
+            "rows over 8 coordinators": lambda: rows_apart(8, *size),
+            f"8 relays of {peers // 8} peers": lambda: relays(8, *size),
+            f"40 relays of {peers // 40} peers": lambda: relays(40, *size),
+        },
+    )
+    wide = 8, 16, 50_257, 4
+    yield _compared(
+        "8 peers, 16 × 50,257",
+        {
+            "one coordinator": lambda: one(*wide),
+            "rows over 4 coordinators": lambda: rows_apart(4, *wide),
+            "rows over 16 coordinators": lambda: rows_apart(16, *wide),
+        },
+    )
+
+
+def _compared(what: str, spread: dict[str, Layout]) -> Table:
+    """Layouts side by side; the first one's soft targets are what the others' should be."""
     lines: list[list[str]] = []
     expected: list[list[Probabilities]] | None = None
-    for what, simulate in spread.items():
+    for layout, simulate in spread.items():
         total, longest, targets = simulate()
         expected = expected or targets
         apart = max(float(np.abs(np.stack(a) - np.stack(b)).max()) for a, b in zip(targets, expected, strict=True))
-        lines.append(
-            [what, f"{total * 1e3:.2f}", f"{longest * 1e3:.2f}", "the same bits" if apart == 0 else f"{apart:.1e}"]
-        )
+        differ = "the same bits" if apart == 0 else f"{apart:.1e}"
+        lines.append([layout, f"{total * 1e3:.2f}", f"{longest * 1e3:.2f}", differ])
         print(lines[-1], file=sys.stderr, flush=True)
-    head = [
-        "layout",
-        "ms of CPU in sessions per exchange",
-        "of them one after the other",
-        "soft targets differ by at most",
-    ]
-    return head, lines
+    head = [what, "ms of CPU in sessions per exchange", "of them one after the other"]
+    return [*head, "soft targets differ by at most"], lines
 
 
 # ---- the page
@@ -292,7 +306,7 @@ def main(
     parts: dict[str, Callable[[], list[Table]]] = {
         "session": lambda: [session_table()],
         "wire": lambda: list(wire_tables()),
-        "layouts": lambda: [layouts_table()],
+        "layouts": lambda: list(layouts_tables()),
     }
     for name, measure in parts.items():
         if only and name not in only:
