@@ -40,6 +40,21 @@ ROUNDS = ("exchange", "many", "notebook", "waiting", "catching_up", "lookahead")
 FULL = {"coordinator's memory": "benchmarks.memory"}
 """What takes longer and is asked for by name."""
 
+NOTES = {
+    "notebook, steps a second": "A run of the shipped experiment, three processes, against both models in one process: "
+    "the notebook's eager loop, and one fused `tf.function` with TensorFlow's own threads. Real MNIST, batch 8.",
+    "waiting for the exchange itself": "Time inside of `submit` and `result`, less what is waiting for a slower peer, "
+    "as a share of the whole step.",
+    "catching up after a restart": "The slower peer is killed at four fifths of the run and trains again from the "
+    "first step, on the log's answers; that rate against the one at which the run had got there.",
+    "coordinator 50 ms away": "Batch 128, CNN and MLP; the delay is a proxy's, half of it each way. `near` is a run "
+    "without delay and without look-ahead, which is the notebook's semantics.",
+    "exchange of 2 peers, 64 × 50,257": "A language model's vocabulary: 12.9 MB for a prediction in float32, half of "
+    "it in float16; sparse publishes the 64 most probable classes of each row.",
+    "coordinator's memory": "The highest resident set of the session and the log's writer at full speed, 1 × 10.",
+}
+"""What the figures of a section are, where its name does not say it."""
+
 
 class Target(NamedTuple):
     """What a figure must be."""
@@ -88,7 +103,9 @@ script in [benchmarks/](../benchmarks) says what it compares. Contenders take tu
 is the median of the rounds' ratios, all else the median. Only ratios of one run mean something.
 
 `entangled` is everything on: a coordinator's process, checks, digests, log, and a client process without a framework
-for each peer. `bare` is the same gRPC stack, options, messages and means on a server that does no more.
+for each peer. `bare` is the same gRPC stack, options, messages and means on a server that does no more. Flower is
+measured where `FLOWER_PYTHON` names the Python of an environment that has it
+([flower_barrier.py](../benchmarks/flower_barrier.py)).
 """
 
 
@@ -130,6 +147,8 @@ def page(known: dict[str, Any]) -> str:
     parts = [HEAD, targets(known)]
     for name in COMMANDS:
         parts.append(f"## {name[0].upper()}{name[1:]}\n")
+        if name in NOTES:
+            parts.append(f"{NOTES[name]}\n")
         found = known.get(name)
         if found is None:
             parts.append(f"Not measured yet: `python -m {COMMANDS[name]}`.\n")
