@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,8 +25,8 @@ from peer.data import one_hot
 from peer.learner import Inputs, Learner
 from peer.private import Lessons
 
-MEASURED_STEPS = 5
-"""Where the look-ahead is to hide a round trip behind them."""
+MEASURED_STEPS, MEASURED_SECONDS = 5, 0.5
+"""Where the look-ahead is to hide a round trip behind steps: at least so many, and for at least so long."""
 
 log = logging.getLogger(__name__)
 
@@ -182,17 +181,21 @@ class _Training:
         return self._prepared.pop(position)
 
     def _step_seconds(self) -> float:
-        """What a step takes without any exchange. Leaves the learner as it was."""
+        """What a step takes without any exchange, if nothing else disturbs it. Leaves the learner as it was.
+
+        The fastest one counts: the others start at the same time, and a look-ahead that is too short costs more than
+        one that is too long.
+        """
         before = list(self._learner.state())
         ids = np.arange(min(self._peer.experiment.batch_size, len(self._data.x)))
         x = self._data.x[ids]
         times: list[float] = []
-        for _ in range(1 + MEASURED_STEPS):  # the first is slow: it traces
+        while len(times) < 1 + MEASURED_STEPS or sum(times[1:]) < MEASURED_SECONDS:
             began = time.monotonic()
             self._update(Position(0, 0), ids, SoftTarget(self._learner.predict(x), 0.0))
             times.append(time.monotonic() - began)
         self._learner.restore(before)
-        return median(times[1:])
+        return min(times[1:])  # the first is slow: it traces
 
     def _learn(self, batch: Batch, target: SoftTarget) -> tuple[float, int, int]:
         """Update the model, and the baselines: the batch's loss, right predictions, and of how many."""
