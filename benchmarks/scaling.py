@@ -1,11 +1,11 @@
 """What bounds one coordinator, and how larger runs would be laid out: the figures of docs/scaling.md.
 
-    python -m benchmarks.scaling [--write] [--only session --only wire --only layouts]
+    python -m benchmarks.scaling [--write] [--only session --only streams --only sizes --only layouts]
 
 All of it is CPU time and memory, which other work on the machine disturbs little. `session` drives the coordinator's
-pure session with 2 … 1,000 peers, in process, without a socket. `wire` runs coordinators with everything on, and
-clients that only publish. `layouts` simulates runs that are spread over several sessions. `--write` puts the tables
-into the page.
+pure session with 2 … 1,000 peers, in process, without a socket. `streams` and `sizes` run coordinators with everything
+on, and clients that only publish. `layouts` simulates runs that are spread over several sessions. `--write` puts the
+tables into the page.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from coordinator.events import Answer, Effect, Joined, PredictionArrived, Record
 from coordinator.session import Session
 from entangled import PROTOCOL_VERSION, codec
 from entangled.alignment import Position, batch_digest, fingerprint
-from entangled.distribution import Probabilities, published
+from entangled.distribution import Probabilities, published, transmitted
 
 PAGE = ROOT / "docs" / "scaling.md"
 BEGIN, END = "<!-- {} -->", "<!-- end of {} -->"
@@ -130,7 +130,7 @@ SIZES: list[tuple[str, int, int, dict[str, Any]]] = [
     ("64 × 50,257, float32", 64, 50_257, {"classes": 50_257}),
     ("… float16", 64, 50_257, {"classes": 50_257, "encoding": "float16"}),
     ("… sparse, 32 of a row", 64, 50_257, {"classes": 50_257, **_SPARSE}),
-    ("64 × 131,072, sparse, 32 of a row", 64, 131_072, {"classes": 131_072, **_SPARSE}),
+    ("16 × 131,072, sparse, 32 of a row", 16, 131_072, {"classes": 131_072, **_SPARSE}),
 ]
 
 
@@ -139,14 +139,15 @@ def wire_bytes(rows: int, classes: int, exchange: dict[str, Any], peers: int = 2
     settings = described(peers, rows, **exchange).exchange
     publish, encoding = settings.publish, codec.encoding(settings.encoding)
     shown = published(made_up(1, rows, classes)[0], publish.temperature, publish.top_k, publish.decimals)
+    shown = transmitted(shown, settings.encoding)
     position, digest = Position(0, 100), bytes(16)
     up = codec.encode_prediction(position, digest, shown, encoding)
     down = codec.encode_soft_target(codec.SoftTarget(position, digest, 0.1, shown), encoding)
     return up.ByteSize(), down.ByteSize()
 
 
-def wire_tables() -> Iterator[Table]:
-    """A coordinator's process by the number of peers and streams, and by the size of a distribution."""
+def streams_table() -> Table:
+    """A coordinator's process by the number of peers and of streams."""
     lines: list[list[str]] = []
     for peers, processes in ((2, 2), (8, 8), (8, 2), (64, 2), (256, 2), (1000, 2)):
         found = run(peers, processes, 8, 10, max(40, min(1000, 20_000 // peers)), patience=3600.0)
@@ -155,23 +156,23 @@ def wire_tables() -> Iterator[Table]:
         lines.append([f"{peers:,}", str(processes), *cpu, _brief(at_most), f"{found.mib:.0f}"])
         print(lines[-1], file=sys.stderr, flush=True)
     head = ["peers", "streams", "coordinator's µs of CPU per peer and exchange", "client's"]
-    yield [*head, "exchanges a second of one core", "coordinator's MiB"], lines
-    lines = []
+    return [*head, "exchanges a second of one core", "coordinator's MiB"], lines
+
+
+def sizes_table() -> Table:
+    """A coordinator's process by the size of what two peers predict."""
+    lines: list[list[str]] = []
     for what, rows, classes, exchange in SIZES:
         up, down = wire_bytes(rows, classes, exchange)
-        found = run(
-            2, 2, rows, classes, max(20, min(1000, 40_000_000 // (rows * classes))), patience=3600.0, **exchange
-        )
-        cpu, log = found.cpu["coordinator"], found.log_bytes
-        lines.append(
-            [what, f"{up:,}", f"{down:,}", f"{log:,.0f}", _brief(cpu), _brief((up + down) / cpu), f"{found.mib:.0f}"]
-        )
+        exchanges = max(10, min(1000, 40_000_000 // (rows * classes)))
+        found = run(2, 2, rows, classes, exchanges, patience=3600.0, **exchange)
+        cpu = found.cpu["coordinator"]
+        sizes = [f"{size:,.0f}" for size in (up, down, found.log_bytes)]
+        lines.append([what, *sizes, _brief(cpu), _brief((up + down) / cpu), f"{found.mib:.0f}"])
         print(lines[-1], file=sys.stderr, flush=True)
     head = ["batch", "bytes of a prediction", "of a soft target", "in the log"]
-    yield (
-        [*head, "coordinator's µs of CPU per peer and exchange", "MB a second of one core", "coordinator's MiB"],
-        lines,
-    )
+    head += ["coordinator's µs of CPU per peer and exchange", "MB a second of one core", "coordinator's MiB"]
+    return head, lines
 
 
 # ---- spread over several sessions
@@ -295,7 +296,7 @@ def _markdown(table: Table) -> str:
 
 def main(
     write: Annotated[bool, typer.Option("--write", help="Put the tables into docs/scaling.md.")] = False,
-    only: Annotated[list[str] | None, typer.Option(help="session, wire or layouts.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="session, streams, sizes or layouts.")] = None,
     child: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Measure, and print the tables as Markdown."""
@@ -305,7 +306,8 @@ def main(
         return
     parts: dict[str, Callable[[], list[Table]]] = {
         "session": lambda: [session_table()],
-        "wire": lambda: list(wire_tables()),
+        "streams": lambda: [streams_table()],
+        "sizes": lambda: [sizes_table()],
         "layouts": lambda: list(layouts_tables()),
     }
     for name, measure in parts.items():
