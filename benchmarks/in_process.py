@@ -2,24 +2,27 @@
 
     python -m benchmarks.in_process private-digits --vary exchange.weight.end=0,3 --seeds 2 [--out figures.jsonl]
 
-Takes what `entangled study` takes, trains with the same learners on the same batches, and exchanges with the same
-arithmetic, one peer after the other, without coordinator, processes and log. Final figures equal a run's to the bit, as
-`examples/private_loop.py` does up to rounding (the test of that: tests/integration/test_private.py).
+Takes what `entangled study` takes, look-ahead included, trains with the same learners on the same batches, and
+exchanges with the same arithmetic, one peer after the other, without coordinator, processes and log. Final figures
+equal a run's to the bit, as `examples/private_loop.py` does up to rounding (the test of that:
+tests/integration/test_private.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from entangled import private_data
-from entangled.alignment import Position, SampleIds, sample_order
+from entangled.alignment import SampleIds, sample_order
 from entangled.comparison import Setting, rows, shown
 from entangled.distribution import Probabilities, published, soft_targets
+from entangled.errors import ExperimentError
 from entangled.experiment import Experiment
 from entangled.launch import study
 from entangled.participation.seam import SoftTarget
@@ -53,21 +56,27 @@ def train(experiment: Experiment, seen: Callable[[SampleIds, list[Probabilities]
         for name in names
     ]
     exchange, layout, combination = experiment.exchange, experiment.layout(len(public.x)), experiment.combination()
-    number = 0
-    for epoch in range(layout.epochs):
-        order = sample_order(public.ids, exchange.shuffle_buffer, experiment.seed, epoch)
-        for step in range(layout.steps_per_epoch):
-            ids = order[step * layout.batch_size : (step + 1) * layout.batch_size]
-            x = public.x[ids]
-            weight = float(np.float32(weight_at(exchange.weight, Position(epoch, step), layout)))
-            said = [published(learner.predict(x), **exchange.publish.model_dump()) for learner in learners]
-            if seen is not None and epoch == layout.epochs - 1:
-                seen(ids, said)
-            for learner, own, target in zip(learners, lesson, soft_targets(said, combination), strict=True):
-                learner.update(*own.batches.batch(number), SoftTarget(target, weight), x)
-                for baseline in own.baselines.values():
-                    baseline.learn(number)
-            number += 1
+    if exchange.lookahead == "auto":
+        raise ExperimentError("how far auto looks ahead is measured in a run", expected="a number", got="auto")
+    ahead: deque[tuple[SampleIds, list[Probabilities]]] = deque()
+    order, predicted = np.zeros(0, np.int64), 0
+    for number in range(layout.positions):
+        while predicted < min(number + exchange.lookahead + 1, layout.positions):
+            there = layout.position(predicted)
+            if there.step == 0:
+                order = sample_order(public.ids, exchange.shuffle_buffer, experiment.seed, there.epoch)
+            ids = layout.batch(order, there.step)
+            x, publish = public.x[ids], exchange.publish.model_dump()
+            ahead.append((ids, [published(learner.predict(x), **publish) for learner in learners]))
+            predicted += 1
+        (ids, said), position = ahead.popleft(), layout.position(number)
+        weight = float(np.float32(weight_at(exchange.weight, position, layout)))
+        if seen is not None and position.epoch == layout.epochs - 1:
+            seen(ids, said)
+        for learner, own, target in zip(learners, lesson, soft_targets(said, combination), strict=True):
+            learner.update(*own.batches.batch(number), SoftTarget(target, weight), public.x[ids])
+            for baseline in own.baselines.values():
+                baseline.learn(number)
     found: Figures = {}
     for name, learner, own in zip(names, learners, lesson, strict=True):
         found[name] = {}
