@@ -188,7 +188,10 @@ def flat(figures: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
             for number, one in enumerate(value, 1):
                 lines += flat(one, f"{name} {number}: ")
         else:
-            lines.append((name, f"{value:.4g}" if isinstance(value, float) else f"{value:,}"))
+            shown = (
+                f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+            )
+            lines.append((name, shown))
     return lines
 
 
