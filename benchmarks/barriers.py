@@ -84,6 +84,7 @@ async def _entangled(address: str, peer: str, rows: int, classes: int, exchanges
     await link.open(60.0)
     connection = Connection(link, peer)
     mine, watch = made_up(rows, classes, link.experiment.peer_names.index(peer)), Stopwatch(exchanges)
+    mine = [published(p, top_k=link.experiment.exchange.publish.top_k) for p in mine]
     await connection.join(fingerprint(np.arange(rows * exchanges), classes))
     order = await connection.order(0)
     for step in range(exchanges):
