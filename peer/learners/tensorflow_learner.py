@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,13 @@ from peer.loss import EntangledLoss
 TRACING = threading.Lock()
 """Keras was not made for several threads that trace at once."""
 
+REWRITES = {"arithmetic_optimization": False}
+"""The graph optimizer must not regroup sums: without that, a compiled step equals the notebook's eager one to the
+bit."""
+
 
 def configure(device: str, threads: int, memory: float | None = None, peers: int = 1) -> None:
     """Choose device and CPU threads, and make every operation deterministic. Before anything else of TensorFlow's.
-
-    The graph optimizer must not regroup sums, either: without that, a compiled step equals the notebook's eager one to
-    the bit.
 
     Args:
         device: `auto` takes the first GPU if there is one, `cpu` none, `gpu:N` the one of that number.
@@ -43,7 +45,7 @@ def configure(device: str, threads: int, memory: float | None = None, peers: int
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads if peers == 1 else max(threads, peers))
     tf.config.experimental.enable_op_determinism()
-    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
+    tf.config.optimizer.set_experimental_options(REWRITES)
     gpus = tf.config.list_physical_devices("GPU")
     if device == "auto":
         chosen = gpus[:1]
@@ -68,8 +70,11 @@ class TensorFlowLearner(KerasLearner):
 
     def __init__(self, model: Any, optimizer: Any, loss: EntangledLoss) -> None:
         super().__init__(model, optimizer, loss)
-        self._traced: dict[tuple[object, ...], tuple[Any, list[Any]]] = {}
-        """By graph and shapes: the graph, and the variables that it takes beside its arguments."""
+        self._traced: dict[tuple[object, ...], tuple[Any, list[Any], list[Any]]] = {}
+        """By graph and shapes: the graph, the variables that it takes beside its arguments, its outputs' types."""
+        one_thread = tf.config.threading.get_intra_op_parallelism_threads() == 1
+        self._here = one_thread and not tf.config.get_visible_devices("GPU")
+        """Whether graphs run on the thread that calls them."""
         self._one_pass = same_in_training(model)
         self._meet: Meet | None = None
         self._failure: BaseException | None = None
@@ -80,49 +85,54 @@ class TensorFlowLearner(KerasLearner):
             return super().step(x, labels, exchange)
         self._meet, self._failure = exchange, None
         try:
-            loss, correct = self._call(self._step_graph, tf.constant(x), tf.constant(labels))
+            loss, correct = self._call(self._step_graph, x, labels)
         except tf.errors.OpError:
             raise self._failure or RuntimeError("the step failed") from None
         return float(loss), int(correct)
 
     def place(self, array: Inputs) -> Any:
-        """See `peer.learner.Learner.place`: a tensor."""
-        return tf.constant(array)
+        """See `peer.learner.Learner.place`: a tensor, or the array, where it is as good."""
+        return array if self._here else tf.constant(array)
 
     def predict(self, x: Inputs) -> Probabilities:
         """See `peer.learner.Learner.predict`: `training=False`."""
-        return self._call(self._predict_graph, tf.constant(x))[0].numpy()
+        return self._call(self._predict_graph, x)[0].numpy()
 
     def update(
         self, x: Inputs, labels: npt.NDArray[np.float32], target: SoftTarget, shared: Inputs | None = None
     ) -> tuple[float, int]:
         """See `peer.learner.Learner.update`: `training=True`."""
-        given = tf.constant(target.probabilities), tf.constant(target.weight, tf.float32)
+        given = target.probabilities, np.array(target.weight, np.float32)
         if shared is None:
-            loss, correct = self._call(self._update_graph, tf.constant(x), tf.constant(labels), *given)
+            loss, correct = self._call(self._update_graph, x, labels, *given)
         else:
-            private = tf.constant(x), tf.constant(labels)
-            loss, correct = self._call(self._private_graph, *private, *given, tf.constant(shared))
+            loss, correct = self._call(self._private_graph, x, labels, *given, shared)
         return float(loss), int(correct)
 
     def learn(self, x: Inputs, labels: npt.NDArray[np.float32]) -> tuple[float, int]:
         """See `peer.learner.Learner.learn`: `training=True`."""
-        loss, correct = self._call(self._alone_graph, tf.constant(x), tf.constant(labels))
+        loss, correct = self._call(self._alone_graph, x, labels)
         return float(loss), int(correct)
 
-    def _call(self, graph: Callable[..., Any], *tensors: Any) -> Any:
+    def _call(self, graph: Callable[..., Any], *arrays: Any) -> Any:
         """Call a graph traced for just these shapes: its outputs.
 
-        Without tf.function's own dispatch, which costs a small model half of its step, and without the concrete
-        function's, which takes the arguments apart by their names and puts the outputs together again.
+        Without tf.function's own dispatch, nor the concrete function's. A function would be handed over to a thread of
+        TensorFlow's, and its end back to this one, which costs a small model half of its step. TensorFlow runs a single
+        operation on the thread that asks for it, though, and calling a function is an operation, too.
         """
-        key = graph.__name__, *(tuple(t.shape) for t in tensors)
+        key = graph.__name__, *(tuple(array.shape) for array in arrays)
         if key not in self._traced:
             with TRACING:
-                traced = tf.function(graph).get_concrete_function(*tensors)
-            self._traced[key] = traced, traced.captured_inputs
-        traced, captured = self._traced[key]
-        return traced.inference_fn.call_flat(*tensors, *captured)
+                traced = tf.function(graph).get_concrete_function(*(tf.TensorSpec(a.shape, a.dtype) for a in arrays))
+            types = [output.dtype for output in traced.outputs]
+            self._traced[key] = traced.inference_fn, traced.captured_inputs, types
+        function, captured, types = self._traced[key]
+        if not self._here:
+            return function.call_flat(*map(tf.constant, arrays), *captured)
+        return tf.raw_ops.StatefulPartitionedCall(
+            args=[*arrays, *captured], Tout=types, f=function, config_proto=_rewrites()
+        )
 
     def _predict_graph(self, x: Any) -> Any:
         return self.model(x, training=False)
@@ -174,6 +184,16 @@ class TensorFlowLearner(KerasLearner):
             self.optimizer.apply(gradients, variables)
         right = tf.equal(tf.argmax(own, axis=1), tf.argmax(labels, axis=1))
         return loss, tf.reduce_sum(tf.cast(right, tf.int32))
+
+
+@cache
+def _rewrites() -> bytes:
+    """`REWRITES` as a call takes them."""
+    config = tf.compat.v1.ConfigProto()
+    rewrites = config.graph_options.rewrite_options
+    for name, wanted in REWRITES.items():
+        setattr(rewrites, name, rewrites.ON if wanted else rewrites.OFF)
+    return config.SerializeToString()
 
 
 def learner(experiment: Experiment, peer: str, shape: tuple[int, ...], classes: int) -> TensorFlowLearner:

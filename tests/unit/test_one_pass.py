@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -62,6 +64,21 @@ def test_a_step_in_one_pass_is_the_step_in_two_to_the_bit() -> None:
         assert seen[0].tobytes() == two.predict(x).tobytes()
         assert (loss, right) == two.update(x, labels, target)
     for a, b in zip(variables(one), variables(two), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_a_graph_runs_on_the_calling_thread_and_is_the_same_as_on_tensorflows_to_the_bit() -> None:
+    here, there, random = learner(), learner(), np.random.default_rng(0)
+    there._here = False
+    threads: dict[TensorFlowLearner, set[int]] = {here: set(), there: set()}
+    for _ in range(20):
+        x, labels = random.random((8, 4, 4), np.float32), np.eye(3, dtype=np.float32)[random.integers(0, 3, 8)]
+        target = SoftTarget(random.dirichlet(np.ones(3), 8).astype(np.float32), 0.3)
+        for one, seen in threads.items():
+            one.step(x, labels, lambda _, seen=seen, target=target: (seen.add(threading.get_ident()), target)[1])
+    assert threads[here] == {threading.get_ident()}
+    assert threading.get_ident() not in threads[there]
+    for a, b in zip(variables(here), variables(there), strict=True):
         assert np.array_equal(a, b)
 
 
