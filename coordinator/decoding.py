@@ -31,15 +31,10 @@ def event_of(
     """
     match kind:
         case "prediction":
-            prediction = codec.decode_prediction(message.prediction, message.ByteSize(), encoding)
-            return PredictionArrived(
-                connection,
-                prediction.position,
-                prediction.digest,
-                prediction.probabilities,
-                prediction.size,
-                time.time_ns() // 1000,
+            position, digest, probabilities, size = codec.decode_prediction(
+                message.prediction, message.ByteSize(), encoding
             )
+            return PredictionArrived(connection, position, digest, probabilities, size, time.time_ns() // 1000)
         case "join":
             join = message.join
             return Joined(

@@ -107,19 +107,17 @@ class Arrival(NamedTuple):
     at: float = 0.0
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """A complete exchange: one batch's predictions, and what each member gets back."""
+class Exchange(NamedTuple):
+    """A complete exchange: one batch's predictions, of which each member gets the others' combined."""
 
     position: Position
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] # nobody looks for a value in it
     sample_ids: SampleIds
     digest: bytes
     weight: float
     """λ in force; 0 where one was alone."""
     arrivals: dict[str, Arrival]
     """By member, in the experiment's order."""
-    targets: dict[str, Probabilities]
     staleness: int = 0
     """How many updates before the batch's own the predictions were made."""
     at: float = 0.0
@@ -167,7 +165,7 @@ class Recall:
     connection: int
     peer: str
     position: Position
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] # nobody looks for a value in it
     digest: bytes
     weight: float
     """The schedule's."""

@@ -201,7 +201,9 @@ class CoordinatorService(CoordinatorServicer):
     def durable(self, complete: int) -> None:
         """Every position before `complete` is on disk."""
         self._handle(Synced(complete))
-        self._tell(pb.CoordinatorMessage(durable=pb.Durable(complete=complete)))
+        message = pb.CoordinatorMessage(durable=pb.Durable(complete=complete))
+        for stream, channel in self._joined():
+            stream.send_durable(on_channel(channel, message))
 
     async def tick(self) -> None:
         """Let time pass, for ever: deadlines, heartbeats."""
@@ -306,10 +308,8 @@ class CoordinatorService(CoordinatorServicer):
 
     def _perform(self, effect: Effect) -> None:
         match effect:
-            case Answer(connection, position, digest, weight, probabilities):
-                faults.point("coordinator", "before reply")
-                target = codec.SoftTarget(position, digest, weight, probabilities)
-                self._send(connection, codec.encode_soft_target(target, self._encoding))
+            case Answer():
+                self._answer(effect)
             case Recall():
                 self._recall(effect)
             case Record(exchange):
@@ -340,6 +340,11 @@ class CoordinatorService(CoordinatorServicer):
                 log.error("the run is over: %s", error)
                 self._end(error)
 
+    def _answer(self, answer: Answer) -> None:
+        faults.point("coordinator", "before reply")
+        target = codec.SoftTarget(answer.position, answer.digest, answer.weight, answer.probabilities)
+        self._send(answer.connection, codec.encode_soft_target(target, self._encoding))
+
     def _recall(self, recall: Recall) -> None:
         """Answer from the log: the same arithmetic on the same numbers gives what was answered first (guarantee 2)."""
         archive = self._archives.setdefault(recall.connection, Archive(self._folder.path, self.session.experiment))
@@ -366,7 +371,8 @@ class CoordinatorService(CoordinatorServicer):
     def _send(self, connection: int, message: pb.CoordinatorMessage) -> None:
         if connection in self._connections:
             stream, channel = self._connections[connection]
-            message.channel = channel
+            if channel:
+                message.channel = channel
             stream.send(message)
 
     def _end(self, error: EntangledError | None) -> None:

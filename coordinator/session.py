@@ -41,6 +41,7 @@ from coordinator.events import (
     Welcome,
 )
 from coordinator.lookahead import hiding
+from coordinator.memory import Memory
 from coordinator.roster import Member, Roster
 from entangled import PROTOCOL_VERSION, membership
 from entangled.alignment import Fingerprint, Layout, Position, SampleIds
@@ -58,22 +59,11 @@ from entangled.errors import (
 from entangled.experiment import Experiment
 from entangled.schedule import Constant, weight_at
 
-REMEMBERED = 64
-"""Complete exchanges that are kept in memory, to answer a peer that lost its connection before the answer came; less
-where predictions are large. Older ones are answered from the log."""
-
-WINDOW = 512
-"""Exchanges that may be answered before they are on disk; less where predictions are large."""
-
 MAX_METRICS = 64
 """Names of metrics that a peer may use in all, and characters in each."""
 
-
 LINGER = 10.0
 """Seconds that a coordinator which came back waits for peers that are done but may not know it."""
-
-WINDOW_BYTES = 64 * 1024 * 1024
-"""Bytes of predictions that may be answered before they are on disk."""
 
 
 # ---- state
@@ -107,14 +97,11 @@ class Session:
         self.complete = 0
         self.weight = 0.0
         self.over = False
-        self.durable = 0
-        self._window, self._remembered = WINDOW, REMEMBERED
         self.lookahead: int | None = None if experiment.exchange.lookahead == "auto" else experiment.exchange.lookahead
         """Batches that a peer may be ahead of the run; None while it is to be decided."""
         self._repeated_until = 0
-        self._held: list[Answer] = []
         self._pending: dict[int, dict[str, Arrival]] = {}
-        self._recent: dict[int, Exchange] = {}
+        self._memory = Memory()
         self._epoch_weight = -1, 0.0
         self._of_all = experiment.combination()
         self._batches: Batches | None = None
@@ -153,8 +140,8 @@ class Session:
             case Disconnected():
                 self._roster.disconnect(event.connection, now)
                 return []
-            case Synced():
-                return self._sync(event)
+            case Synced(complete):
+                return [*self._memory.synced(complete, self.complete)]
             case Ticked():
                 return self._tick(now)
 
@@ -167,6 +154,11 @@ class Session:
         if self._batches is None:
             raise ProtocolError("the sample order is not known before a first peer has joined")
         return self._batches.order(epoch)
+
+    @property
+    def durable(self) -> int:
+        """Every position before this index is on disk."""
+        return self._memory.durable
 
     def has_joined(self, connection: int) -> bool:
         """Whether a peer speaks on this connection."""
@@ -192,8 +184,7 @@ class Session:
             "more waits than may be repeated"
             if len(self._pending) > max(1 + ahead, self._repeated_until - self.complete)
             else "",
-            "too much is remembered" if len(self._recent) > self._window + self._remembered + 1 + ahead else "",
-            "more is answered than may be lost" if self.complete - self.durable > self._window + 1 + ahead else "",
+            *self._memory.faults(self.complete, ahead),
             "batches are kept that are complete" if self._batches and self._batches.kept_before(self.complete) else "",
         ]
         if any(faults):
@@ -247,24 +238,21 @@ class Session:
         self._batches = Batches(self.experiment, self.layout)
         self.weight = self._weight(Position(0, 0))
         size = len(self.members) * self.layout.rows(0) * data.classes * np.dtype(np.float32).itemsize
-        self._window = max(8, min(WINDOW, WINDOW_BYTES // size))
-        self._remembered = max(1, min(REMEMBERED, WINDOW_BYTES // size))
-        if self.experiment.exchange.continues:
-            # Who took part is decided once: on disk before anybody trains on it, for those who are left after a crash
-            # may be others.
-            self._window = 0
+        # Where some may be missing, who took part is decided once: on disk before anybody trains on it, for those who
+        # are left after a crash may be others.
+        self._memory.fit(size, on_disk_first=self.experiment.exchange.continues)
 
     def _restore(self, restored: Restored) -> None:
         self._begin(restored.fingerprint)
         layout, _, _ = self._run()
         if restored.complete > layout.positions or not restored.finals.keys() <= self.members.keys():
             raise LogError("the log, or the run.json beside it, is of another run than this experiment's")
-        self.complete = self.durable = restored.complete
+        self.complete = self._memory.durable = restored.complete
         self._roster.restore(restored.members)
         # What had been answered but was not on disk is gone; the peers, which went on, repeat it.
         if self.lookahead is None:
             self.lookahead = restored.lookahead
-        self._repeated_until = restored.complete + self._window + 1 + (self.lookahead or 0)
+        self._repeated_until = restored.complete + self._memory.window + 1 + (self.lookahead or 0)
         if self.complete:
             self.weight = self._weight(layout.position(self.complete - 1))
         for name, values in restored.finals.items():
@@ -289,7 +277,7 @@ class Session:
             return self._fail(RunFailedError(f"peer {member.name} failed: {event.failure}"))
         self._roster.disconnect(event.connection, now)
         warning = Warn(f"peer {member.name} failed: {event.failure}; the others go on without it")
-        return [warning, *self._decide(), *self._finish_exchanges(now)]
+        return self._finish_exchanges([warning, *self._decide()], now)
 
     def _end_if(self, over: bool) -> list[Effect]:
         self.over = over
@@ -301,7 +289,7 @@ class Session:
             for m in self._roster.note_missing(now)
         ]
         if effects:
-            effects += self._decide() + self._finish_exchanges(now)
+            effects = self._finish_exchanges([*effects, *self._decide()], now)
         members = self.members.values()
         if any(m.done for m in members) and all(m.done or m.missing for m in members):
             return [*effects, *self._end_if(now - self._progressed_at > LINGER)]
@@ -320,7 +308,7 @@ class Session:
 
     def _prediction(self, event: PredictionArrived, now: float) -> list[Effect]:
         member = self._roster.at(event.connection)
-        layout, batches, expected_classes = self._run()
+        layout, batches, classes = self._run()
         index = self._check_position(member, event.position, layout)
         digest = batches.at(index, keep=index >= self.complete).digest
         if event.digest != digest:
@@ -330,27 +318,26 @@ class Session:
                 got=event.digest.hex(),
             )
         try:
-            check(event.probabilities, layout.rows(event.position.step), expected_classes)
+            check(event.probabilities, layout.rows(event.position.step), classes)
         except PredictionError as error:
             where = f"peer {member.name}'s prediction for {event.position}: {error.message}"
             raise PredictionError(where, expected=error.expected, got=error.got) from None
-        effects = self._advance(member, index, now)
+        effects = self._advance(member, event.position, index, now)
         if index < self.complete:
             return effects + self._answer_again(member, index, event)
         arrivals = self._pending.setdefault(index, {})
         if member.name in arrivals:
             return effects + self._warn_if_differs(member, event, arrivals[member.name])
         arrivals[member.name] = Arrival(event.probabilities, event.received_at, event.size, now)
-        return effects + self._finish_exchanges(now)
+        return self._finish_exchanges(effects, now)
 
-    def _advance(self, member: Member, index: int, now: float) -> list[Effect]:
+    def _advance(self, member: Member, position: Position, index: int, now: float) -> list[Effect]:
         """Note how far a member is."""
         if index > member.reached:
-            layout, _, _ = self._run()
-            member.reached, member.position = index, layout.position(index)
+            member.reached, member.position = index, position
             if index < self.complete:
                 self._progressed_at = now  # it catches up, and is waited for as long as it gets on
-        if self._roster.catch_up(member, index, self.complete):
+        if not member.expected and self._roster.catch_up(member, index, self.complete):
             return [Warn(f"peer {member.name} has caught up: it is expected again")]
         return []
 
@@ -392,51 +379,31 @@ class Session:
         self.lookahead = hiding(max(step for step, _ in paces), max(trip for _, trip in paces))
         return [Decided(self.lookahead)]
 
-    def _finish_exchanges(self, now: float) -> list[Effect]:
-        effects: list[Effect] = []
-        while self._roster.suffice(self._pending.get(self.complete, {})):
-            effects += self._finish_exchange(self.complete, now)
+    def _finish_exchanges(self, effects: list[Effect], now: float) -> list[Effect]:
+        """Add to `effects` what follows from every exchange that is complete now."""
+        while self._roster.suffice(self._pending.get(self.complete, ())):
+            self._finish_exchange(self.complete, effects, now)
             self._progressed_at = now
         return effects
 
-    def _finish_exchange(self, index: int, now: float) -> list[Effect]:
+    def _finish_exchange(self, index: int, effects: list[Effect], now: float) -> None:
         _, batches, _ = self._run()
         position, sample_ids, digest = batches.at(index, keep=False)
         pending = self._pending.pop(index)
-        arrivals = {name: pending[name] for name in self.members if name in pending}
+        members = [member for name, member in self.members.items() if name in pending]
+        arrivals = {member.name: pending[member.name] for member in members}
         targets = soft_targets([a.probabilities for a in arrivals.values()], self._combination(list(arrivals)))
         self.weight = self._weight(position)
-        exchange = Exchange(
-            position,
-            index,
-            sample_ids,
-            digest,
-            self.weight if len(arrivals) > 1 else 0.0,
-            arrivals,
-            dict(zip(arrivals, targets, strict=True)),
-            min(self.lookahead or 0, index),
-            now,
-        )
-        self._recent[index] = exchange
+        weight = self.weight if len(members) > 1 else 0.0
+        exchange = Exchange(position, index, sample_ids, digest, weight, arrivals, min(self.lookahead or 0, index), now)
         self.complete = index + 1
-        self._forget()
         answers = [
-            self._answer(m.connection, exchange, m.name)
-            for m in self.members.values()
-            if m.name in arrivals and m.connection is not None
+            Answer(member.connection, position, digest, weight, target)
+            for member, target in zip(members, targets, strict=True)
+            if member.connection is not None
         ]
-        if index >= self.durable + self._window:  # the disk is behind: nobody goes on before it has caught up
-            self._held += answers
-            return [Record(exchange)]
-        return [*answers, Record(exchange)]
-
-    def _sync(self, event: Synced) -> list[Effect]:
-        self.durable = event.complete
-        self._forget()
-        end = self.durable + self._window
-        held = [answer for answer in self._held if self._index(answer) < end]
-        self._held = [answer for answer in self._held if self._index(answer) >= end]
-        return [*held]
+        effects += self._memory.add(exchange, answers)
+        effects.append(Record(exchange))
 
     def _settle(self, event: Settled) -> list[Effect]:
         member, before = self._roster.at(event.connection), min(m.settled for m in self.members.values())
@@ -450,15 +417,9 @@ class Session:
         settled = min(m.settled for m in self.members.values())
         return [Thin(settled)] if settled > before and self.experiment.exchange.log != "full" else []
 
-    def _forget(self) -> None:
-        """Drop from memory what the log can answer."""
-        end = min(self.durable, self.complete - self._remembered)
-        while self._recent and (first := next(iter(self._recent))) < end:
-            del self._recent[first]
-
     def _answer_again(self, member: Member, index: int, event: PredictionArrived) -> list[Effect]:
         """Answer a prediction for a complete position with what was answered first (guarantee 2)."""
-        exchange = self._recent.get(index)
+        exchange = self._memory.find(index)
         if exchange is None:
             weight = self._weight(event.position)
             return [
@@ -467,11 +428,7 @@ class Session:
         first = exchange.arrivals.get(member.name)
         warnings = [] if first is None else self._warn_if_differs(member, event, first)
         answer = self._answer(event.connection, exchange, member.name)
-        if index >= self.durable + self._window:  # its answer is held back, for whoever asks
-            others = [h for h in self._held if (h.connection, h.position) != (answer.connection, answer.position)]
-            self._held = [*others, answer]
-            return warnings
-        return [*warnings, answer]
+        return [*warnings, *self._memory.again(index, answer)]
 
     def _warn_if_differs(self, member: Member, event: PredictionArrived, first: Arrival) -> list[Effect]:
         if np.array_equal(event.probabilities, first.probabilities):
@@ -499,9 +456,6 @@ class Session:
 
     def _answer(self, connection: int, exchange: Exchange, peer: str) -> Answer:
         """What a peer gets from an exchange, in which it took part or not."""
-        target = exchange.targets.get(peer)
-        if target is not None:
-            return Answer(connection, exchange.position, exchange.digest, exchange.weight, target)
         members, predictions = list(exchange.arrivals), [a.probabilities for a in exchange.arrivals.values()]
         target = membership.soft_target(peer, members, predictions, self._combination(members))
         weight = membership.weight(peer, members, self._weight(exchange.position))
@@ -517,10 +471,6 @@ class Session:
 
     def _trained(self) -> bool:
         return self.layout is not None and self.complete == self.layout.positions
-
-    def _index(self, answer: Answer) -> int:
-        layout, _, _ = self._run()
-        return layout.index(answer.position)
 
     def _weight(self, position: Position) -> float:
         schedule, (layout, _, _) = self.experiment.exchange.weight, self._run()

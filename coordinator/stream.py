@@ -32,10 +32,14 @@ class Stream:
 
     def send(self, message: pb.CoordinatorMessage) -> None:
         """Have a message sent, after those before it."""
-        if message.HasField("durable") and self.outgoing and _repeats(self.outgoing[-1], message):
-            self.outgoing.pop()  # the later one says as much and more
         self.outgoing.append(message)
         self._wake()
+
+    def send_durable(self, message: pb.CoordinatorMessage) -> None:
+        """The same, in the place of one that still waits and says less."""
+        if self.outgoing and _repeats(self.outgoing[-1], message):
+            self.outgoing.pop()
+        self.send(message)
 
     async def until_read(self) -> None:
         """Return when what waits to be sent is not too much."""

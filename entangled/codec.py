@@ -60,10 +60,6 @@ class SoftTarget(NamedTuple):
 
 def refuse_unknown(message: Message) -> None:
     """Raise ProtocolError if `message` or the message set in it has fields that this version does not know."""
-    if isinstance(message, pb.PeerMessage) and message.HasField("prediction"):  # by far the most, and flat
-        known = not len(UnknownFieldSet(message)) and not len(UnknownFieldSet(message.prediction))
-        if known:
-            return
     for part in [message, *(value for field, value in message.ListFields() if _is_single_message(field))]:
         unknown = UnknownFieldSet(part)
         if len(unknown):
@@ -84,14 +80,24 @@ def unbundled(message: pb.PeerMessage) -> Sequence[pb.PeerMessage]:
     Raises:
         ProtocolError: there is a bundle in a bundle, or one has fields that this version does not know.
     """
+    if _is_known_prediction(message):
+        return (message,)
     refuse_unknown(message)
     if not message.HasField("bundle"):
         return (message,)
     for one in message.bundle.messages:
         if one.HasField("bundle"):
             raise ProtocolError("a bundle of bundles", expected="a bundle of messages", got="a bundle")
-        refuse_unknown(one)
+        if not _is_known_prediction(one):
+            refuse_unknown(one)
     return message.bundle.messages
+
+
+def _is_known_prediction(message: pb.PeerMessage) -> bool:
+    """Whether it is a prediction, which by far the most are, with known fields alone; quicker than `refuse_unknown`."""
+    if not message.HasField("prediction"):
+        return False
+    return not len(UnknownFieldSet(message)) and not len(UnknownFieldSet(message.prediction))
 
 
 def next_spoken(waiting: deque[Spoken], bundle: Callable[[list[Spoken]], Spoken]) -> Spoken:
@@ -133,20 +139,9 @@ def encode_prediction(
     position: Position, digest: bytes, probabilities: Probabilities, encoding: Encoding = FLOAT32
 ) -> pb.PeerMessage:
     """A `(rows, classes)` prediction as a message; in float16 it is rounded."""
-    rows, classes = probabilities.shape
-    data, classes_of = _written(probabilities, encoding)
-    return pb.PeerMessage(
-        prediction=pb.Prediction(
-            epoch=position.epoch,
-            step=position.step,
-            batch_digest=digest,
-            rows=rows,
-            classes=classes,
-            probabilities=data,
-            encoding=encoding,
-            classes_of=classes_of,
-        )
-    )
+    message = pb.PeerMessage()
+    _fill(message.prediction, position, digest, probabilities, encoding)
+    return message
 
 
 def decode_prediction(message: pb.Prediction, size: int, encoding: Encoding = FLOAT32) -> Prediction:
@@ -168,23 +163,28 @@ def decode_prediction(message: pb.Prediction, size: int, encoding: Encoding = FL
 
 def encode_soft_target(target: SoftTarget, encoding: Encoding = FLOAT32) -> pb.CoordinatorMessage:
     """A soft target as a message; in `encoding` if that loses nothing, else in float32."""
-    rows, classes = target.probabilities.shape
-    if encoding == FLOAT16 and not np.array_equal(transmitted(target.probabilities, "float16"), target.probabilities):
+    p = target.probabilities
+    if encoding == FLOAT16 and not np.array_equal(transmitted(p, "float16"), p):
         encoding = FLOAT32
-    data, classes_of = _written(target.probabilities, encoding)
-    return pb.CoordinatorMessage(
-        soft_target=pb.SoftTarget(
-            epoch=target.position.epoch,
-            step=target.position.step,
-            batch_digest=target.digest,
-            weight=target.weight,
-            rows=rows,
-            classes=classes,
-            probabilities=data,
-            encoding=encoding,
-            classes_of=classes_of,
-        )
-    )
+    message = pb.CoordinatorMessage()
+    message.soft_target.weight = target.weight
+    _fill(message.soft_target, target.position, target.digest, p, encoding)
+    return message
+
+
+def _fill(
+    message: pb.Prediction | pb.SoftTarget,
+    position: Position,
+    digest: bytes,
+    probabilities: Probabilities,
+    encoding: Encoding,
+) -> None:
+    """Write what predictions and soft targets have in common; field by field, which takes half the time."""
+    message.epoch, message.step = position
+    message.batch_digest = digest
+    message.rows, message.classes = probabilities.shape
+    message.encoding = encoding
+    message.probabilities, message.classes_of = _written(probabilities, encoding)
 
 
 def decode_soft_target(message: pb.SoftTarget) -> SoftTarget:
@@ -197,7 +197,7 @@ def _written(probabilities: Probabilities, encoding: Encoding) -> tuple[bytes, b
     if encoding == FLOAT16:
         return (probabilities * FLOAT.type(HALF_SCALE)).astype(_HALF).tobytes(), b""
     if encoding == FLOAT32:
-        return np.ascontiguousarray(probabilities, dtype=FLOAT).tobytes(), b""
+        return (probabilities if probabilities.dtype == FLOAT else probabilities.astype(FLOAT)).tobytes(), b""
     row, column = np.nonzero(probabilities)
     counts = np.bincount(row, minlength=len(probabilities))
     values = probabilities[row, column].astype(FLOAT)

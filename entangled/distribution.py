@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -32,8 +33,13 @@ CACHED = 64 * 1024
 _add, _least, _most = np.add.reduce, np.minimum.reduce, np.maximum.reduce
 _LOW, _HIGH = 1 - TOLERANCE * 0.9, 1 + TOLERANCE * 0.9
 """Sums between which a row need not be looked at again in float64."""
-_FEW = 64
-"""So many numbers are compared sooner one by one than as an array."""
+_FEW = 1024
+"""So many probabilities are summed sooner as a product, and the sums compared one by one."""
+
+
+@cache
+def _ones(classes: int) -> Probabilities:
+    return np.ones(classes, np.float32)
 
 
 def check(probabilities: Probabilities, rows: int, classes: int) -> None:
@@ -60,10 +66,11 @@ def check(probabilities: Probabilities, rows: int, classes: int) -> None:
     # One pass each for the common, good case; NaN fails every comparison. Reductions of ufuncs, because a method of an
     # array costs a small batch more than the arithmetic; in float32, whose error is far below the tolerance.
     if _least(probabilities, axis=None) >= 0:
-        sums = _add(probabilities, axis=1)
-        if rows <= _FEW and all(_LOW <= total <= _HIGH for total in sums.tolist()):
-            return
-        if rows > _FEW and _least(sums) >= _LOW and _most(sums) <= _HIGH:
+        if probabilities.size <= _FEW:
+            totals = np.dot(probabilities, _ones(classes)).tolist()  # none of them is NaN
+            if min(totals) >= _LOW and max(totals) <= _HIGH:
+                return
+        elif _least(sums := _add(probabilities, axis=1)) >= _LOW and _most(sums) <= _HIGH:
             return
     sums = probabilities.sum(axis=1, dtype=np.float64)
     for row, (values, total) in enumerate(zip(probabilities, sums, strict=True)):

@@ -246,7 +246,8 @@ class Connection:
                 self.decided = message.lookahead.batches
             case _:
                 return
-        self._wake()
+        if self._waiters:
+            self._wake()
 
     def _take(self, target: codec.SoftTarget) -> None:
         """An answer: to what is in flight, or once more to what was answered and sent again."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from coordinator.archive import Archive
 from coordinator.events import Arrival, Exchange
 from coordinator.recorder import Recorder
 from entangled.alignment import batch_digest, sample_order
-from entangled.distribution import prediction_digest, soft_targets, statistics
+from entangled.distribution import prediction_digest, statistics
 from entangled.errors import LogError
 from entangled.exchange_log import read
 from entangled.experiment import Experiment
@@ -30,8 +29,7 @@ def exchanges(settings: Experiment) -> list[Exchange]:
         ids = layout.batch(sample_order(np.arange(SAMPLES), 100, settings.seed, position.epoch), position.step)
         said = {peer: prediction(peer, position, len(ids)) for peer in settings.peer_names}
         arrivals = {peer: Arrival(p, 1000 * index + place, 99) for place, (peer, p) in enumerate(said.items())}
-        targets = dict(zip(said, soft_targets(list(said.values())), strict=True))
-        found.append(Exchange(position, index, ids, batch_digest(position, ids), 0.5, arrivals, targets))
+        found.append(Exchange(position, index, ids, batch_digest(position, ids), 0.5, arrivals))
     return found
 
 
@@ -103,7 +101,7 @@ def test_waits_are_counted_by_a_clock_that_nobody_sets(tmp_path: Path) -> None:
     for exchange, jumps in zip(exchanges(settings), ([0, -3600, 7200], [9, 0, 0], [0, 0, -1]), strict=True):
         for (peer, arrival), jump, at in zip(exchange.arrivals.items(), jumps, (10.0, 10.5, 11.0), strict=True):
             exchange.arrivals[peer] = arrival._replace(received_at=10**15 + jump * 10**6, at=at)
-        log.add(replace(exchange, at=11.0))
+        log.add(exchange._replace(at=11.0))
     log.close(finished=True)
     rows = [row for row, _ in read(tmp_path)]
     assert [row.wait_us for row in rows] == [1_000_000, 500_000, 0] * 3

@@ -25,7 +25,8 @@ from coordinator.events import (
     Ticked,
     Warn,
 )
-from coordinator.session import LINGER, REMEMBERED, WINDOW, Restored, Session
+from coordinator.memory import REMEMBERED, WINDOW
+from coordinator.session import LINGER, Restored, Session
 from entangled import PROTOCOL_VERSION
 from entangled.alignment import Position, batch_digest, fingerprint
 from entangled.errors import (
@@ -275,7 +276,7 @@ def test_guarantee_6_no_more_is_answered_than_peers_can_repeat() -> None:
 
 def test_guarantee_7_what_is_remembered_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = len(PEERS) * 4 * 3 * np.dtype(np.float32).itemsize
-    monkeypatch.setattr("coordinator.session.WINDOW_BYTES", 5 * whole)
+    monkeypatch.setattr("coordinator.memory.WINDOW_BYTES", 5 * whole)
     session = long_session()
     for index in range(20):
         exchange(session, index)

@@ -27,7 +27,8 @@ from coordinator.events import (
     Ticked,
     Warn,
 )
-from coordinator.session import LINGER, REMEMBERED, Restored, Session
+from coordinator.memory import REMEMBERED
+from coordinator.session import LINGER, Restored, Session
 from entangled import PROTOCOL_VERSION
 from entangled.alignment import batch_digest
 from entangled.distribution import combined, soft_targets
