@@ -156,7 +156,7 @@ async def _many(address: str, peers: list[str], rows: int, classes: int, exchang
                 complete.set_result(None)
 
         for number, (connection, mine) in enumerate(zip(connections, predictions, strict=True), 1):
-            connection.post(*connection.prepared(position, ids, mine[step % len(mine)]))
+            connection.post(connection.prepared(position, ids, mine[step % len(mine)]))
             connection.ask(position, tell)
             if number % TOGETHER == 0:
                 await asyncio.sleep(0)  # what is posted goes out, while the next are prepared

@@ -10,10 +10,9 @@ from entangled.credentials import NOTHING, Credentials
 from entangled.distribution import Probabilities
 from entangled.errors import EntangledError, UnreachableError
 from entangled.experiment import Experiment
-from entangled.participation.connection import Connection, Outcome
+from entangled.participation.connection import Connection, Outcome, Prepared
 from entangled.participation.line import Line
 from entangled.participation.seam import Exchange, SoftTarget
-from entangled.v1 import exchange_pb2 as pb
 
 
 class CoordinatorClient(Exchange):
@@ -80,7 +79,7 @@ class CoordinatorClient(Exchange):
     def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
         """See `seam.Exchange.submit`."""
         prepared = self._connection.prepared(position, sample_ids, prediction)
-        told = self._told[prepared[0]] = queue.SimpleQueue()
+        told = self._told[prepared.index] = queue.SimpleQueue()
         self._line.soon(self._post_and_ask, position, prepared, told.put)
 
     def result(self, position: Position) -> SoftTarget:
@@ -127,9 +126,7 @@ class CoordinatorClient(Exchange):
         if self._own:
             self._line.close()
 
-    def _post_and_ask(
-        self, position: Position, prepared: tuple[int, bytes, pb.PeerMessage], tell: Callable[[Outcome], None]
-    ) -> None:
+    def _post_and_ask(self, position: Position, prepared: Prepared, tell: Callable[[Outcome], None]) -> None:
         """One turn of the loop for both: to wake its thread costs as much as what it then does."""
-        self._connection.post(*prepared)
+        self._connection.post(prepared)
         self._connection.ask(position, tell)

@@ -31,10 +31,12 @@ LEAVE_SECONDS = 5.0
 """How long a goodbye may take."""
 
 
-class _InFlight(NamedTuple):
-    """A prediction that was sent, and is not answered."""
+class Prepared(NamedTuple):
+    """A prediction as it is sent, and what its answer must fit."""
 
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] # nobody looks for a value in it
     digest: bytes
+    shape: tuple[int, ...]
     message: pb.PeerMessage
 
 
@@ -70,7 +72,7 @@ class Connection:
         self._encoding = codec.FLOAT32
         self._layout = Layout(samples=1, batch_size=1, epochs=1)
         self._complete = self._durable = 0
-        self._in_flight: dict[int, _InFlight] = {}
+        self._in_flight: dict[int, Prepared] = {}
         """By index, in the order in which they were sent."""
         self._answers: dict[int, SoftTarget] = {}
         """That nobody has asked for yet."""
@@ -117,7 +119,7 @@ class Connection:
 
     async def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
         """See `seam.Exchange.submit`."""
-        self.post(*self.prepared(position, sample_ids, prediction))
+        self.post(self.prepared(position, sample_ids, prediction))
         self._raise()
 
     async def result(self, position: Position) -> SoftTarget:
@@ -125,8 +127,7 @@ class Connection:
         loop = asyncio.get_running_loop()
         told: asyncio.Future[Outcome] = loop.create_future()
         self.ask(position, lambda outcome: None if told.done() else told.set_result(outcome))
-        silent = UnreachableError(f"the coordinator at {self._link.address} does not answer {position} any more")
-        deadline = loop.call_later(self._link.patience, self._tell, position, silent)
+        deadline = loop.call_later(self._link.patience, self._give_up, position)
         try:
             outcome = await told
         except asyncio.CancelledError:  # it can be asked for again
@@ -140,10 +141,10 @@ class Connection:
             raise outcome
         return outcome
 
-    def _tell(self, position: Position, outcome: Outcome) -> None:
+    def _give_up(self, position: Position) -> None:
         tell = self._asking.pop(self.index(position), None)
         if tell is not None:
-            tell(outcome)
+            tell(UnreachableError(f"the coordinator at {self._link.address} does not answer {position} any more"))
 
     async def exchange(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> SoftTarget:
         """See `seam.Exchange.exchange`."""
@@ -193,24 +194,20 @@ class Connection:
         """Of a position in this run."""
         return self._layout.index(position)
 
-    def prepared(
-        self, position: Position, sample_ids: SampleIds, prediction: Probabilities
-    ) -> tuple[int, bytes, pb.PeerMessage]:
+    def prepared(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> Prepared:
         """A prediction as `post` takes it. Touches nothing, so that any thread may do it."""
         digest = batch_digest(position, sample_ids)
-        return (
-            self._layout.index(position),
-            digest,
-            codec.encode_prediction(position, digest, prediction, self._encoding),
-        )
+        message = codec.encode_prediction(position, digest, prediction, self._encoding)
+        return Prepared(self._layout.index(position), digest, prediction.shape, message)
 
-    def post(self, index: int, digest: bytes, message: pb.PeerMessage) -> None:
+    def post(self, prepared: Prepared) -> None:
         """Publish what `prepared` gave."""
         if self._fingerprint is None:
             self._fail(ProtocolError("join before anything else", expected="join", got="prediction"))
             return
-        self._in_flight[index] = _InFlight(digest, message)
-        self._say(message)
+        self._in_flight[prepared.index] = prepared
+        if self._joined and self._channel is not None:
+            self._channel.send(prepared.message)
 
     def ask(self, position: Position, tell: Callable[[Outcome], None]) -> None:
         """Have the answer for a position that was posted told as soon as it is there, or the error why it cannot be."""
@@ -266,11 +263,10 @@ class Connection:
                 expected=f"batch digest {asked.digest.hex()}",
                 got=f"batch digest {target.digest.hex()}",
             )
-        shape = asked.message.prediction.rows, asked.message.prediction.classes
-        if target.probabilities.shape != shape or not math.isfinite(target.weight):
+        if target.probabilities.shape != asked.shape or not math.isfinite(target.weight):
             raise PredictionError(
                 f"the coordinator's soft target for {target.position} is none",
-                expected=f"{shape[0]} × {shape[1]} probabilities, and a finite λ",
+                expected=f"{' × '.join(map(str, asked.shape))} probabilities, and a finite λ",
                 got=f"{' × '.join(map(str, target.probabilities.shape))}, λ {target.weight}",
             )
         del self._in_flight[index]
