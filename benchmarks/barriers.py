@@ -23,9 +23,10 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-from entangled import grpc_settings
+from entangled import allocator, grpc_settings
 
 grpc_settings.apply()
+allocator.keep_freed()
 
 import grpc.aio  # noqa: E402
 import numpy as np  # noqa: E402

@@ -1,8 +1,9 @@
 """`python -m coordinator`, which is `entangled coordinator`."""
 
-from entangled import grpc_settings
+from entangled import allocator, grpc_settings
 
 grpc_settings.apply()
+allocator.keep_freed()
 
 import asyncio  # noqa: E402
 from pathlib import Path  # noqa: E402

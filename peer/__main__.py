@@ -1,8 +1,9 @@
 """`python -m peer`, which is `entangled peer`."""
 
-from entangled import grpc_settings
+from entangled import allocator, grpc_settings
 
 grpc_settings.apply()
+allocator.keep_freed()
 
 import logging  # noqa: E402
 import os  # noqa: E402
