@@ -16,9 +16,9 @@ import hashlib
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -67,12 +67,11 @@ _BATCH_BYTES = 4 * 1024 * 1024
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One prediction in the log; `chain` is computed as it is written."""
 
     position: Position
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] # nobody looks for a value in it
     peer: str
     members: tuple[str, ...]
     """The peers that took part in the exchange, in the experiment's order; `peer` is one of them."""
@@ -117,7 +116,7 @@ def digest_of(row: Row) -> bytes:
 
 def chain(previous: bytes, row: Row) -> bytes:
     """BLAKE2b-128 over the previous row's chain and every column of `row`; of its prediction, over the digest."""
-    peer, members = row.peer.encode(), ",".join(row.members).encode()  # no name has a comma
+    peer, members = row.peer.encode(), _listed(row.members)
     parts = (
         previous,
         struct.pack(
@@ -136,11 +135,16 @@ def chain(previous: bytes, row: Row) -> bytes:
         peer,
         members,
         row.digest,
-        np.ascontiguousarray(row.sample_ids, dtype="<i8").tobytes(),
+        row.sample_ids.astype("<i8", copy=False).tobytes(),
         digest_of(row),
         b"" if row.statistics is None else row.statistics.astype("<f4").tobytes(),
     )
     return hashlib.blake2b(b"".join(parts), digest_size=DIGEST_SIZE).digest()
+
+
+@lru_cache(maxsize=4)
+def _listed(members: tuple[str, ...]) -> bytes:
+    return ",".join(members).encode()  # no name has a comma
 
 
 def folder(run: Path) -> Path:

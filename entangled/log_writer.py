@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -197,7 +196,7 @@ def _without_predictions(path: Path, epoch: int, keeps: Callable[[int], bool]) -
         faults.point("coordinator", "in thinning")
         yield to_batch(
             [
-                (row if keeps(row.index) else replace(row, prediction=None), link)
+                (row if keeps(row.index) else row._replace(prediction=None), link)
                 for row, link in from_batch(batch, epoch)
             ]
         )

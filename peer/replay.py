@@ -10,7 +10,6 @@ import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -181,7 +180,7 @@ class LogExchange(Exchange):
     def _write(self, rows: list[Row], scheduled: float, predictions: list[Probabilities]) -> None:
         for row, prediction in zip(rows, predictions, strict=True):
             weight = membership.weight(row.peer, row.members, scheduled)
-            self._writer.append(replace(row, weight=weight, prediction=prediction))
+            self._writer.append(row._replace(weight=weight, prediction=prediction))
         if self.done % FLUSH_EXCHANGES == 0:
             self._writer.flush()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,7 @@ def test_a_thinned_log_has_no_fault_and_says_what_it_cannot_prove(
     full = logs.finished(tmp_path / "full", logs.keeping("sampled", log_every=1))
     assert [row.prediction is None for row, _ in read(tmp_path)].count(True) == 2 * without
     for (a, _), (b, _) in zip(read(tmp_path), read(full), strict=True):
-        assert said_the_same(replace(a, prediction=None), replace(b, prediction=None))
+        assert said_the_same(a._replace(prediction=None), b._replace(prediction=None))
 
 
 # What a thinned log's predictions may not be, on the second epoch of one that keeps every second exchange: index 4.
@@ -227,7 +226,7 @@ def test_a_log_rewritten_with_a_chain_of_its_own_is_not_the_runs(tmp_path: Path)
     assert verdict(tmp_path).fault is None
 
     def turned(number: int, row: Any) -> Any:
-        return replace(row, received_at=row.received_at + 1) if number == 4 else row
+        return row._replace(received_at=row.received_at + 1) if number == 4 else row
 
     rewrite(tmp_path, turned)
     found = fault(tmp_path)
@@ -240,7 +239,7 @@ def test_statistics_that_are_not_the_predictions_are_found_though_the_chain_hold
     def wrong(number: int, row: Any) -> Any:
         changed = row.statistics.copy()
         changed[place] += 1e-3
-        return replace(row, statistics=changed) if number == 8 else row
+        return row._replace(statistics=changed) if number == 8 else row
 
     rewrite(logs.finished(tmp_path, logs.keeping("sampled", log_every=1)), wrong)
     found = fault(tmp_path)

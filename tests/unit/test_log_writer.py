@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ def test_only_finished_epochs_that_everybody_has_settled_are_thinned(tmp_path: P
     log.thin(before, never)
     assert kept(tmp_path) == list(left)
     for row, (found, link), written in zip(rows, read(tmp_path), links, strict=True):
-        assert same(row if row.index in left else replace(row, prediction=None), found)
+        assert same(row if row.index in left else row._replace(prediction=None), found)
         assert link == written
 
 
