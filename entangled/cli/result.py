@@ -36,19 +36,20 @@ def print_result(console: Console, experiment: Experiment, summary: Mapping[str,
 
 def _by_class(experiment: Experiment, peers: Mapping[str, Mapping[str, float]]) -> Table:
     """Test accuracy alone, entangled and pooled, of all classes and of each."""
-    caption = "Test accuracy in percent, of all classes and of each; \\[in brackets]: the peer has no labels for it."
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    caption = "Test accuracy in percent, of all classes and of each"
+    if any(peer.coverage is not None for peer in experiment.peers.values()):  # shares of classes, say, name none
+        caption += "; \\[in brackets]: the peer has no labels for it"
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), caption=f"{caption}.", caption_justify="left")
     classes = max((c + 1 for values in peers.values() for c in _classes(values)), default=0)
     for name in ("peer", "", "all", *map(str, range(classes))):
         table.add_column(name, justify="right" if name else "left")
     for peer, values in peers.items():
         covered = experiment.peers[peer].coverage
-        for kind in _KINDS:
-            prefix = "test_accuracy" if kind == "entangled" else f"{kind}_accuracy"
-            if prefix not in values:
-                continue
+        prefixes = {kind: "test_accuracy" if kind == "entangled" else f"{kind}_accuracy" for kind in _KINDS}
+        present = {kind: prefix for kind, prefix in prefixes.items() if prefix in values}
+        for kind, prefix in present.items():
             cells = [_cell(values.get(f"{prefix}_{c}"), covered is None or c in covered) for c in range(classes)]
-            table.add_row(peer, kind, f"{100 * values[prefix]:.1f}", *cells, end_section=kind == _KINDS[-1])
+            table.add_row(peer, kind, f"{100 * values[prefix]:.1f}", *cells, end_section=kind == list(present)[-1])
     return table
 
 
