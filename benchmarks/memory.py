@@ -24,7 +24,7 @@ from benchmarks.measuring import Group
 from coordinator.events import Joined, PredictionArrived, Record, Synced
 from coordinator.recorder import Recorder
 from coordinator.session import Session
-from entangled import PROTOCOL_VERSION
+from entangled import PROTOCOL_VERSION, allocator
 from entangled.alignment import batch_digest, fingerprint
 from entangled.experiment import parse
 
@@ -96,6 +96,7 @@ def main(
 ) -> None:
     """Print the highest resident set of each length, and the ratio of the last to the first."""
     if child is not None:
+        allocator.keep_freed()  # as the coordinator does
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             print(json.dumps(drive(child, Path(folder))))
         return
