@@ -141,6 +141,9 @@ def main(
     )
     figures = {name: round(median(values), 1) for name, values in rates.items()}
     ratios = {f"entangled : {name}": round(ratio(rates["entangled"], rates[name]), 3) for name in chosen[1:]}
+    if "bare" in chosen:  # what nothing on this stack can surpass
+        others = [name for name in chosen if name in ("gloo", "ray", "flower")]
+        ratios |= {f"bare : {name}": round(ratio(rates["bare"], rates[name]), 3) for name in others}
     print(json.dumps({"peers": peers, "rows": rows, "classes": classes, "per_second": figures, **ratios}))
 
 
