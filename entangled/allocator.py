@@ -7,8 +7,9 @@ import os
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Of `mallopt`, as glibc's malloc.h numbers them."""
-LARGEST = 32 * 1024 * 1024
-"""Bytes of the largest block that is kept, which is the most that glibc allows."""
+LARGEST = 8 * 1024 * 1024
+"""Bytes of the largest block that is kept. Larger ones come as zeros from the system, which sparse predictions live on:
+in the large arrays that they become, little is touched."""
 KEPT = 256 * 1024 * 1024
 """Bytes of freed memory that a process keeps at most."""
 
