@@ -43,8 +43,8 @@ FULL = {"coordinator's memory": "benchmarks.memory"}
 NOTES = {
     "notebook, steps a second": "A run of the shipped experiment, three processes, against both models in one process: "
     "the notebook's eager loop, and one fused `tf.function` with TensorFlow's own threads. Real MNIST, batch 8.",
-    "waiting for the exchange itself": "Time inside of `submit` and `result`, less what is waiting for a slower peer, "
-    "as a share of the whole step.",
+    "waiting for the exchange itself": "Time inside of `submit` and `result`, less what is waiting for a slower peer: "
+    "all until the last of the others' predictions is at the coordinator; as a share of the whole step.",
     "catching up after a restart": "The slower peer is killed at four fifths of the run and trains again from the "
     "first step, on the log's answers; that rate against the one at which the run had got there.",
     "coordinator 50 ms away": "Batch 128, CNN and MLP; the delay is a proxy's, half of it each way. `near` is a run "

@@ -3,10 +3,11 @@
     python -m benchmarks.waiting [--experiment mnist] [--epochs 2] [--rounds 3]
 
 Each peer notes when `submit` and `result` begin and end. The time that it spends inside of these two is the exchange's,
-less the part of it between the arrival of its own prediction and the moment when everybody's was in (`received_at`
-and `wait_us` of the log, on the same host and clock): that is waiting for a slower peer. What is left, encoding,
-sockets, threads, checks, combining, the answer's way back, is the exchange itself; its sum over all steps after the
-first fifth, divided by the time of those steps, is the share. That of the peer with the largest counts.
+less the part of it before the last of the others' predictions has reached the coordinator (`received_at` of the log, on
+the same host and clock): that is waiting for a slower peer. What a peer does in that time with its own prediction,
+encode it and send it, keeps nobody waiting, for however fast it were, the peer would wait as long. What is left,
+encoding, sockets, threads, checks, combining, the answer's way back, is the exchange itself; its sum over all steps
+after the first fifth, divided by the time of those steps, is the share. That of the peer with the largest counts.
 """
 
 from __future__ import annotations
@@ -31,26 +32,24 @@ from entangled.experiment_file import dumps
 SECONDS = 600
 
 
-def exchanging(times: Times, arrived: Times, complete: Times) -> tuple[float, float]:
+def exchanging(times: Times, others: Times) -> tuple[float, float]:
     """Seconds in the exchange itself, and of all steps, after the first fifth.
 
     Args:
         times: `(steps, 4)`, as `benchmarks.timed_peer` notes them.
-        arrived: `(steps,)`, when the peer's prediction was at the coordinator.
-        complete: `(steps,)`, when everybody's was.
+        others: `(steps,)`, when the last prediction of somebody else was at the coordinator.
 
     Two steps of a second each: in the exchange for 0.3 s, of which 0.1 s are waiting for somebody else.
 
-    >>> times = np.array([[0.0, 0.1, 0.1, 0.3], [1.0, 1.1, 1.1, 1.3]])
-    >>> spent, of_all = exchanging(times, np.array([0.15, 1.15]), np.array([0.25, 1.25]))
+    >>> times = np.array([[0.0, 0.05, 0.1, 0.35], [1.0, 1.05, 1.1, 1.35]])
+    >>> spent, of_all = exchanging(times, np.array([0.15, 1.15]))
     >>> round(spent, 6), round(of_all, 6)
     (0.2, 1.0)
     """
     first = len(times) // 5
     spent = np.zeros(len(times))
     for began, ended in ((times[:, SUBMIT], times[:, SUBMITTED]), (times[:, ASKED], times[:, ANSWERED])):
-        for_others = np.minimum(ended, complete) - np.maximum(began, arrived)
-        spent += ended - began - np.maximum(for_others, 0)
+        spent += np.maximum(ended - np.maximum(began, others), 0)
     return float(spent[first + 1 :].sum()), float(times[-1, ANSWERED] - times[first, ANSWERED])
 
 
@@ -70,11 +69,14 @@ def shares(source: str, epochs: int) -> dict[str, dict[str, float]]:
             if role.returncode:
                 raise RuntimeError(errors[-2000:])
         rows = [row for row, _ in read(run)]
+        arrived = {
+            name: np.array([row.received_at for row in rows if row.peer == name]) / 1e6
+            for name in experiment.peer_names
+        }
         found: dict[str, dict[str, float]] = {}
         for name in experiment.peer_names:
-            arrived = np.array([row.received_at for row in rows if row.peer == name]) / 1e6
-            complete = arrived + np.array([row.wait_us for row in rows if row.peer == name]) / 1e6
-            spent, of_all = exchanging(noted(Path(folder) / f"{name}.times"), arrived, complete)
+            others = np.max([times for other, times in arrived.items() if other != name], axis=0)
+            spent, of_all = exchanging(noted(Path(folder) / f"{name}.times"), others)
             steps = positions - positions // 5 - 1
             found[name] = {
                 "share": spent / of_all,
