@@ -139,15 +139,18 @@ class TensorFlowLearner(KerasLearner):
 
     def _step_graph(self, x: Any, labels: Any) -> Any:
         def loss(own: Any) -> Any:
-            others, weight = tf.numpy_function(self._exchanged, [own], [tf.float32, tf.float32])
-            others.set_shape(own.shape)
-            weight.set_shape(())
-            return self.loss(labels, own, others, weight)
+            answer = tf.numpy_function(self._exchanged, [own], tf.float32)
+            answer.set_shape(1 + own.shape.num_elements())
+            return self.loss(labels, own, tf.reshape(answer[1:], own.shape), answer[0])
 
         return self._descend(x, labels, loss)
 
-    def _exchanged(self, own: Probabilities) -> tuple[Probabilities, np.float32]:
-        """The exchange as an operation of the graph; TensorFlow would make an error of its own of ours."""
+    def _exchanged(self, own: Probabilities) -> npt.NDArray[np.float32]:
+        """The exchange as an operation of the graph: λ and the others' probabilities.
+
+        One array, for TensorFlow reads numpy's version anew for each that it is given, which takes longer than all else
+        of this. It would also make an error of its own of ours.
+        """
         try:
             if self._meet is None:
                 raise RuntimeError("there is nobody to exchange with")
@@ -155,7 +158,9 @@ class TensorFlowLearner(KerasLearner):
         except BaseException as error:
             self._failure = error
             raise
-        return target.probabilities, np.float32(target.weight)
+        answer = np.empty(1 + own.size, np.float32)
+        answer[0], answer[1:] = target.weight, target.probabilities.ravel()
+        return answer
 
     def _update_graph(self, x: Any, labels: Any, others: Any, weight: Any) -> Any:
         return self._descend(x, labels, lambda own: self.loss(labels, own, others, weight))
