@@ -6,12 +6,16 @@ grpc_settings.apply()
 allocator.keep_freed()
 
 import asyncio  # noqa: E402
+import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Annotated  # noqa: E402
 
 import typer  # noqa: E402
 
 from entangled import atomic, experiment_file, process  # noqa: E402
+
+SWITCH_SECONDS = 0.0005
+"""How long the event loop waits for the interpreter while the recorder has it; Python's own 5 ms are ten exchanges."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -64,6 +68,7 @@ def _serve(
     from coordinator import doors
     from coordinator.server import serve
 
+    sys.setswitchinterval(SWITCH_SECONDS)
     atomic.private_folder(run_dir)
     process.log_to(run_dir / "coordinator.log")
     settings = experiment_file.load(name, overrides)

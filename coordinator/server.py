@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -45,9 +44,6 @@ OPTIONS = [
     ("grpc.http2.max_ping_strikes", 0),
 ]
 
-SWITCH_SECONDS = 0.0005
-"""How long the event loop waits for the interpreter while the recorder has it; Python's own 5 ms are ten exchanges."""
-
 _AGREEMENT = STATISTICS.index("agreement")
 FAREWELL_SECONDS = 2.0
 """How long a run that failed says so to peers that come back."""
@@ -65,7 +61,6 @@ async def serve(experiment: Experiment, listen: str, run: Path, lock: Lock | Non
     Raises:
         EntangledError: the run failed; the message says because of whom.
     """
-    sys.setswitchinterval(SWITCH_SECONDS)
     loop = asyncio.get_running_loop()
     toml = dumps(experiment)
     folder = RunFolder(run, toml)
