@@ -9,6 +9,7 @@ waits for everybody else's. A peer prints the exchanges per second between its f
 | `blocking` | the same with our blocking client, whose event loop is another thread |
 | `many` | the same with several peers in a process, over one stream |
 | `bare` | the same gRPC stack, options, messages and means, on a server that does no more: no checks, digests, log |
+| `polled` | `bare` without threads beside the one that works; it is in `benchmarks.polled` |
 | `gloo` | `torch.distributed.all_gather` |
 | `ray` | an async actor that waits for everybody |
 """
@@ -228,6 +229,25 @@ def without_log(experiment: Path, run_dir: Path, address: str) -> None:
 # ---- the same gRPC stack, bare
 
 
+def averaged(said: list[pb.Prediction]) -> list[pb.CoordinatorMessage]:
+    """For each of a batch's predictions, as they came, the answer with the mean of the others."""
+    means = soft_targets([np.frombuffer(p.probabilities, np.float32).reshape(p.rows, p.classes) for p in said])
+    return [
+        pb.CoordinatorMessage(
+            soft_target=pb.SoftTarget(
+                epoch=prediction.epoch,
+                step=prediction.step,
+                batch_digest=prediction.batch_digest,
+                weight=0.5,
+                rows=prediction.rows,
+                classes=prediction.classes,
+                probabilities=mean.tobytes(),
+            )
+        )
+        for prediction, mean in zip(said, means, strict=True)
+    ]
+
+
 @app.command()
 def bare_server(address: str, peers: int) -> None:
     """Waits for everybody and sends each the mean of the others."""
@@ -239,7 +259,7 @@ async def _serve_bare(address: str, peers: int) -> None:
     from coordinator.server import OPTIONS
 
     left = asyncio.Event()
-    waiting: dict[int, tuple[Probabilities, asyncio.Future[Any]]] = {}
+    waiting: dict[int, tuple[pb.Prediction, asyncio.Future[pb.CoordinatorMessage]]] = {}
     streams: list[int] = []
     loop = asyncio.get_running_loop()
 
@@ -247,29 +267,14 @@ async def _serve_bare(address: str, peers: int) -> None:
         number = len(streams)
         streams.append(number)
         while (message := await context.read()) is not grpc.aio.EOF:
-            prediction = message.prediction
-            p = np.frombuffer(prediction.probabilities, np.float32).reshape(prediction.rows, prediction.classes)
-            waiting[number] = p, loop.create_future()
-            future = waiting[number][1]
+            future = loop.create_future()
+            waiting[number] = message.prediction, future
             if len(waiting) == peers:
-                everybody = sorted(waiting.items())
+                everybody = [who for _, who in sorted(waiting.items())]
                 waiting.clear()
-                for (_, (_, who)), mean in zip(everybody, soft_targets([p for _, (p, _) in everybody]), strict=True):
-                    who.set_result(mean)
-            mean = await future
-            await context.write(
-                pb.CoordinatorMessage(
-                    soft_target=pb.SoftTarget(
-                        epoch=prediction.epoch,
-                        step=prediction.step,
-                        batch_digest=prediction.batch_digest,
-                        weight=0.5,
-                        rows=prediction.rows,
-                        classes=prediction.classes,
-                        probabilities=mean.tobytes(),
-                    )
-                )
-            )
+                for (_, who), answer in zip(everybody, averaged([said for said, _ in everybody]), strict=True):
+                    who.set_result(answer)
+            await context.write(await future)
         streams.remove(number)
         if not streams:
             left.set()
