@@ -66,7 +66,7 @@ class Target(NamedTuple):
     bound: float
     at_most: bool = False
     bare: str = ""
-    """The figure of the bare barrier beside it, which nothing on this stack can surpass."""
+    """The figure of the bare barrier beside it, which nothing on `grpc.aio` can surpass."""
 
 
 TWO, EIGHT, WIDE = "exchange of 2 peers, 8 × 10", "exchange of 8 peers, 8 × 10", "exchange of 2 peers, 256 × 1000"
@@ -108,7 +108,7 @@ is the median of the rounds' ratios, all else the median. Only ratios of one run
 for each peer. `bare` is the same gRPC stack, options, messages and means on a server that does no more. Flower is
 measured where `FLOWER_PYTHON` names the Python of an environment that has it
 ([flower_barrier.py](../benchmarks/flower_barrier.py)). Where `bare` itself, which does none of our work, is below what
-must be reached, nothing on this stack can reach it. `polled` is `bare` without `grpc.aio` and the threads that it has,
+must be reached, nothing on `grpc.aio` can reach it. `polled` is `bare` without `grpc.aio` and the threads that it has,
 on the layer of grpc that it is made of ([polled.py](../benchmarks/polled.py)): what the same library could give.
 """
 
