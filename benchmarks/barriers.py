@@ -5,8 +5,7 @@ waits for everybody else's. A peer prints the exchanges per second between its f
 
 | kind | |
 |---|---|
-| `entangled` | a coordinator's process and our asynchronous client: checks, digests, log |
-| `blocking` | the same with our blocking client, whose event loop is another thread |
+| `entangled` | a coordinator's process and our client: checks, digests, log |
 | `many` | the same with several peers in a process, over one stream |
 | `bare` | the same gRPC stack, options, messages and means, on a server that does no more: no checks, digests, log |
 | `polled` | `bare` without threads beside the one that works; it is in `benchmarks.polled` |
@@ -73,32 +72,7 @@ class Stopwatch:
 
 @app.command()
 def entangled(address: str, peer: str, rows: Rows, classes: Classes, exchanges: Exchanges) -> None:
-    """A peer of a real coordinator, within an event loop as `bare` is."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_entangled(address, peer, rows, classes, exchanges))
-
-
-async def _entangled(address: str, peer: str, rows: int, classes: int, exchanges: int) -> None:
-    from entangled.participation.connection import Connection
-    from entangled.participation.link import Link
-
-    link = Link(address)
-    await link.open(60.0)
-    connection = Connection(link, peer)
-    mine, watch = made_up(rows, classes, link.experiment.peer_names.index(peer)), Stopwatch(exchanges)
-    mine = [published(p, top_k=link.experiment.exchange.publish.top_k) for p in mine]
-    await connection.join(fingerprint(np.arange(rows * exchanges), classes))
-    order = await connection.order(0)
-    for step in range(exchanges):
-        ids = order[step * rows : (step + 1) * rows]
-        await connection.exchange(Position(0, step), ids, mine[step % len(mine)])
-        watch.done(step)
-    await connection.finish({"loss": 0.0})
-
-
-@app.command()
-def blocking(address: str, peer: str, rows: Rows, classes: Classes, exchanges: Exchanges) -> None:
-    """The same by the client for those without a loop of their own, which our training processes use."""
+    """A peer of a real coordinator, by the client that our training processes use."""
     from entangled.participation.client import CoordinatorClient
 
     client = CoordinatorClient(address, peer)
@@ -126,43 +100,27 @@ def many(
     Before the rate it prints a JSON object: microseconds of CPU for each peer's part in an exchange, between the first
     tenth and the end, of this process and of the coordinator's; and the MiB that the latter took at most.
     """
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_many(address, peers, rows, classes, exchanges, coordinator))
-
-
-async def _many(address: str, peers: list[str], rows: int, classes: int, exchanges: int, coordinator: int) -> None:
-    from entangled.participation.connection import Connection
+    from entangled.participation.client import CoordinatorClient
     from entangled.participation.link import Link
 
-    link = Link(address, several=True)
-    await link.open(60)
-    connections = [Connection(link, peer) for peer in peers]
+    link = Link(address, 60, several=True)
+    clients = [CoordinatorClient(address, peer, link=link) for peer in peers]
     data = fingerprint(np.arange(rows * exchanges), classes)
-    await asyncio.gather(*(connection.join(data) for connection in connections))
+    for client in clients:
+        client.join(data)
     names = link.experiment.peer_names
     publish = link.experiment.exchange.publish
     shape = publish.temperature, publish.top_k, publish.decimals
     predictions = [[published(p, *shape) for p in made_up(rows, classes, names.index(peer))] for peer in peers]
-    order, watch, used = await link.order(0, rows * exchanges), Stopwatch(exchanges), [0.0, 0.0]
-    loop = asyncio.get_running_loop()
+    order, watch, used = link.order(0, rows * exchanges), Stopwatch(exchanges), [0.0, 0.0]
     for step in range(exchanges):
         position, ids = Position(0, step), order[step * rows : (step + 1) * rows]
-        complete, waiting = loop.create_future(), len(connections)
-
-        def tell(outcome: Any, complete: asyncio.Future[None] = complete) -> None:
-            nonlocal waiting
-            waiting -= 1
-            if isinstance(outcome, Exception):
-                complete.set_exception(outcome)
-            elif not waiting:
-                complete.set_result(None)
-
-        for number, (connection, mine) in enumerate(zip(connections, predictions, strict=True), 1):
-            connection.post(connection.prepared(position, ids, mine[step % len(mine)]))
-            connection.ask(position, tell)
+        for number, (client, mine) in enumerate(zip(clients, predictions, strict=True), 1):
+            client.submit(position, ids, mine[step % len(mine)])
             if number % TOGETHER == 0:
-                await asyncio.sleep(0)  # what is posted goes out, while the next are prepared
-        await complete
+                link.push()  # what is submitted goes out, while the next are prepared
+        for client in clients:
+            client.result(position)
         if step + 1 in (exchanges // 10, exchanges):
             used = [now - before for now, before in zip((time.process_time(), _cpu(coordinator)), used, strict=True)]
         if step + 1 == exchanges:
@@ -171,8 +129,9 @@ async def _many(address: str, peers: list[str], rows: int, classes: int, exchang
             found = {"client": mine, "coordinator": theirs * len(peers) / len(names), "MiB": _most_mib(coordinator)}
             print(json.dumps(found), flush=True)
         watch.done(step)
-    await asyncio.gather(*(connection.finish({"loss": 0.0}) for connection in connections))
-    await link.close()
+    for client in clients:
+        client.finish({"loss": 0.0})
+    link.close()
 
 
 def _cpu(process: int) -> float:

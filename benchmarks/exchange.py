@@ -35,7 +35,6 @@ def entangled(
     *,
     log: bool = True,
     encoding: str = "float32",
-    client: str = "entangled",
 ) -> float:
     """Everything on: a coordinator's process, checks, digests, and the log unless it is off."""
     publish = {"top_k": PUBLISHED} if encoding == "sparse" else {}
@@ -58,7 +57,7 @@ def entangled(
         else:
             server = group.start("-m", "benchmarks.barriers", "without-log", str(source), str(run), address)
         clients = [
-            group.start("-m", "benchmarks.barriers", client, address, name, *_size(rows, classes, exchanges))
+            group.start("-m", "benchmarks.barriers", "entangled", address, name, *_size(rows, classes, exchanges))
             for name in names
         ]
         rates = [rate(client) for client in clients]
@@ -116,7 +115,6 @@ CONTENDERS: dict[str, Callable[[int, int, int, int], float]] = {
     "float16": lambda *size: entangled(*size, encoding="float16"),
     "sparse": lambda *size: entangled(*size, encoding="sparse"),
     "log-off": lambda *size: entangled(*size, log=False),
-    "blocking": lambda *size: entangled(*size, client="blocking"),
     "bare": bare,
     "polled": polled,
     "gloo": gloo,

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
-import grpc.aio
 
 from entangled import addresses
 from entangled.errors import CredentialsError
@@ -40,14 +39,8 @@ class Credentials:
         """What goes with every call."""
         return ((TOKEN_KEY, SCHEME + self.token),) if self.token else ()
 
-    def channel(self, address: str, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
-        """A channel to the coordinator at `address`, for an event loop."""
-        if self.certificates is None:
-            return grpc.aio.insecure_channel(address, options=options)
-        return grpc.aio.secure_channel(address, self._secure(), options=[*options, *_host(address)])
-
-    def blocking_channel(self, address: str, options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
-        """A channel to the coordinator at `address`, for threads."""
+    def channel(self, address: str, options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
+        """A channel to the coordinator at `address`."""
         if self.certificates is None:
             return grpc.insecure_channel(address, options=options)
         return grpc.secure_channel(address, self._secure(), options=[*options, *_host(address)])

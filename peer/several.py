@@ -15,7 +15,7 @@ from entangled.experiment import Experiment
 from entangled.participation.client import CoordinatorClient
 from entangled.participation.data import Data, choose, fingerprint_of
 from entangled.participation.joining import join_over
-from entangled.participation.line import Line
+from entangled.participation.link import Link
 from entangled.participation.peer import Peer
 from entangled.views import View
 
@@ -61,14 +61,14 @@ def train(
         )
     if len(set(names)) < len(names):
         raise MembershipError("a peer is named twice", got=" ".join(names))
-    line = Line(address, connect_seconds, several=True)
+    link = Link(address, connect_seconds, several=True)
     try:
-        experiment = line.link.experiment
+        experiment = link.experiment
         _agree(names, experiment)
         prepare(experiment)
-        failures = _Together(names, line, work).run()
+        failures = _Together(names, link, work).run()
     finally:
-        line.close()
+        link.close()
     if not failures or (experiment.exchange.continues and len(failures) < len(names)):
         return
     own = [error for error in failures if not isinstance(error, RunFailedError)]
@@ -88,8 +88,8 @@ def _agree(names: Sequence[str], experiment: Experiment) -> None:
 class _Together:
     """The threads of a process's peers."""
 
-    def __init__(self, names: Sequence[str], line: Line, work: Callable[[Peer], None]) -> None:
-        self._names, self._line, self._work = names, line, work
+    def __init__(self, names: Sequence[str], link: Link, work: Callable[[Peer], None]) -> None:
+        self._names, self._link, self._work = names, link, work
         self._failures: list[EntangledError] = []
         self._loading = threading.Lock()
         self._loaded: _Loaded | None = None
@@ -105,7 +105,7 @@ class _Together:
 
     def _train(self, name: str) -> None:
         try:
-            client = CoordinatorClient(self._line.link.address, name, line=self._line)
+            client = CoordinatorClient(self._link.address, name, link=self._link)
             loaded = self._load(name)
             with join_over(client, loaded and loaded.data, mine=loaded and loaded.fingerprint) as joined:
                 self._work(joined)
@@ -118,7 +118,7 @@ class _Together:
 
     def _load(self, name: str) -> _Loaded | None:
         """The experiment's data, loaded by whichever peer comes first; None where each has a view of its own."""
-        experiment = self._line.link.experiment
+        experiment = self._link.experiment
         if experiment.vertical:
             return None
         with self._loading:

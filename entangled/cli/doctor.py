@@ -84,7 +84,7 @@ def _examine(
     experiment = None if name is None else experiment_file.load(name, overrides)
     yield from examine.this_host(run_dir, listen)
     if address is not None:
-        with mine.blocking_channel(address) as channel:
+        with mine.channel(address) as channel:
             findings, theirs = examine.coordinator(address, channel, seconds, mine)
         yield from findings
         experiment = experiment or theirs

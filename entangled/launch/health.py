@@ -61,7 +61,7 @@ def check(address: str, peer: str | None, seconds: float, shown: Credentials = N
         MembershipError: the coordinator knows no such peer, or is not connected to it.
         EntangledError: the coordinator does not serve, or `address` is something else.
     """
-    with shown.blocking_channel(address) as channel:
+    with shown.channel(address) as channel:
         try:
             if peer is None:
                 _check_coordinator(channel, address, seconds)

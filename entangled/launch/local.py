@@ -191,7 +191,7 @@ class Watch:
 
     def _follow(self) -> None:
         options = [("grpc.max_reconnect_backoff_ms", 1000)]
-        with self._shown.blocking_channel(self._address, options) as channel:
+        with self._shown.channel(self._address, options) as channel:
             stub: Any = CoordinatorStub(channel)
             finished = False
             while not finished:

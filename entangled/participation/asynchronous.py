@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from entangled import credentials
 from entangled.alignment import Position, SampleIds
 from entangled.errors import ProtocolError
-from entangled.participation.connection import Connection
+from entangled.participation.client import CoordinatorClient
 from entangled.participation.course import Course, Hooks, Place
 from entangled.participation.data import Data, choose, fingerprint_of
-from entangled.participation.link import Link
 from entangled.participation.seam import SoftTarget
 from entangled.participation.tree import Tree
 from entangled.views import View
+
+T = TypeVar("T")
+
+WAITING = 8
+"""Things that a peer may wait for at once; what is more waits for its turn."""
+
+
+class _Way:
+    """A client on threads: what waits does not keep the event loop from its work."""
+
+    def __init__(self, client: CoordinatorClient, threads: ThreadPoolExecutor) -> None:
+        self.client = client
+        self._threads = threads
+        self._asked: dict[Position, Future[SoftTarget]] = {}
+
+    async def do(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Have `work` done on a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    async def result(self, position: Position) -> SoftTarget:
+        """See `seam.Exchange.result`; who is cancelled may ask again."""
+        if position not in self._asked:
+            self._asked[position] = self._threads.submit(self.client.result, position)
+        try:
+            target = await asyncio.shield(asyncio.wrap_future(self._asked[position]))
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self._asked.pop(position, None)
+            raise
+        self._asked.pop(position, None)
+        return target
 
 
 class AsyncBatch(Place):
@@ -24,14 +57,14 @@ class AsyncBatch(Place):
 
     def __init__(
         self,
-        connection: Connection,
+        way: _Way,
         course: Course,
         position: Position,
         ids: SampleIds,
         due: Callable[[Position], Awaitable[list[AsyncBatch]]],
     ) -> None:
         super().__init__(course, position, ids)
-        self._connection, self._due = connection, due
+        self._way, self._due = way, due
 
     async def exchange(self, prediction: Any) -> SoftTarget:
         """See `entangled.Batch.exchange`."""
@@ -42,7 +75,7 @@ class AsyncBatch(Place):
         """See `entangled.Batch.submit`."""
         if not self._course.published(self.position):
             shown = self._course.submitted(self.position, prediction)
-            await self._connection.submit(self.position, self.ids, shown)
+            self._way.client.submit(self.position, self.ids, shown)
 
     async def due(self) -> list[AsyncBatch]:
         """See `entangled.Batch.due`."""
@@ -50,7 +83,7 @@ class AsyncBatch(Place):
 
     async def result(self) -> SoftTarget:
         """See `entangled.Batch.result`."""
-        target = await self._connection.result(self.position)
+        target = await self._way.result(self.position)
         self._course.answered(self.position)
         return target
 
@@ -58,17 +91,17 @@ class AsyncBatch(Place):
         """See `entangled.Batch.report`."""
         numbers = {name: float(value) for name, value in values.items()}
         if self.report_due:
-            await self._connection.report(self.position, numbers, epoch_end=self.last)
+            self._way.client.report(self.position, numbers, epoch_end=self.last)
             self._course.note_report(numbers)
 
 
 class AsyncPeer:
     """This task's part in a run, as `entangled.Peer`, with `await`; what `entangled.join_async` gives."""
 
-    def __init__(self, connection: Connection, course: Course, data: Data) -> None:
+    def __init__(self, way: _Way, course: Course, data: Data) -> None:
         self.name, self.experiment, self.data, self.classes = course.name, course.experiment, data, course.classes
         self.course = course
-        self._connection = connection
+        self._way = way
         self._orders: dict[int, SampleIds] = {}
         self._asked = False
         self._finished = False
@@ -79,14 +112,13 @@ class AsyncPeer:
             return False
         for index, prediction in self.course.in_flight.items():
             again = await self._batch(self.course.layout.position(index))
-            await self._connection.submit(again.position, again.ids, prediction)
+            self._way.client.submit(again.position, again.ids, prediction)
         return True
 
     async def look_ahead(self, step_seconds: Callable[[], float] = float) -> int:
         """See `entangled.Peer.look_ahead`."""
         if not self._asked:
-            decided = self._connection.decided
-            self.course.lookahead = await self._connection.decide(step_seconds()) if decided is None else decided
+            self.course.lookahead = await self._way.do(self._way.client.lookahead, step_seconds)
             self._asked = True
         return self.course.lookahead
 
@@ -103,9 +135,9 @@ class AsyncPeer:
 
     async def _batch(self, position: Position) -> AsyncBatch:
         if position.epoch not in self._orders:
-            self._orders[position.epoch] = await self._connection.order(position.epoch)
+            self._orders[position.epoch] = await self._way.do(self._way.client.order, position.epoch)
         ids = self.course.layout.batch(self._orders[position.epoch], position.step)
-        return AsyncBatch(self._connection, self.course, position, ids, self._due)
+        return AsyncBatch(self._way, self.course, position, ids, self._due)
 
     async def _due(self, position: Position) -> list[AsyncBatch]:
         await self.look_ahead()
@@ -116,14 +148,15 @@ class AsyncPeer:
         if not self.course.over:
             raise ProtocolError(self.course.left_early())
         await self._save_if_due()
-        await self._connection.settle(self.course.done)
-        await self._connection.finish(self.course.final_values({k: float(v) for k, v in values.items()}))
+        await self._way.do(self._way.client.settle, self.course.done)
+        values = self.course.final_values({k: float(v) for k, v in values.items()})
+        await self._way.do(self._way.client.finish, values)
         self._finished = True
 
     async def fail(self, reason: str) -> None:
         """See `entangled.Peer.fail`."""
         self._finished = True
-        await self._connection.fail(reason)
+        await self._way.do(self._way.client.fail, reason)
 
     async def leave(self, error: BaseException | None) -> None:
         """Say goodbye, as leaving the `async with` block does."""
@@ -133,14 +166,14 @@ class AsyncPeer:
             case "done":
                 await self.finish()
             case "away":
-                await self._connection.close()
+                self._way.client.close()
             case failure:
                 await self.fail(failure.reason)
 
     async def _save_if_due(self) -> None:
         if self.course.checkpoint_due():
-            await self._connection.settle(self.course.done)
-            await self._connection.forget(self.course.save())
+            await self._way.do(self._way.client.settle, self.course.done)
+            self._way.client.forget(self.course.save())
 
 
 @asynccontextmanager
@@ -163,22 +196,22 @@ async def join_async(
     Checkpoints are written on the loop's own thread, and so is the model's work, unless the loop hands it to another.
     """
     shown = credentials.load(Path(certs) if certs else None, Path(token_file) if token_file else None)
-    link = Link(address, shown)
-    connection = Connection(link, name)
-    try:
-        await link.open(connect_seconds)
-        chosen = choose(link.experiment, name, data, classes)
-        if isinstance(chosen, View):
-            chosen = chosen.only(await connection.agree(chosen.names))
-        mine = fingerprint_of(chosen)
-        complete = await connection.join(mine)
-        peer = AsyncPeer(connection, Course(link.experiment, name, link.run_id, mine, complete), chosen)
+    with ThreadPoolExecutor(WAITING, f"peer {name}") as threads:
+        loop = asyncio.get_running_loop()
+        client = await loop.run_in_executor(threads, CoordinatorClient, address, name, connect_seconds, shown)
+        way = _Way(client, threads)
         try:
-            yield peer
-        except BaseException as error:
-            await peer.leave(error)
-            raise
-        await peer.leave(None)
-    finally:
-        await connection.close()
-        await link.close()
+            chosen = choose(client.experiment, name, data, classes)
+            if isinstance(chosen, View):
+                chosen = chosen.only(await way.do(client.agree, chosen.names))
+            mine = fingerprint_of(chosen)
+            complete = await way.do(client.join, mine)
+            peer = AsyncPeer(way, Course(client.experiment, name, client.run_id, mine, complete), chosen)
+            try:
+                yield peer
+            except BaseException as error:
+                await peer.leave(error)
+                raise
+            await peer.leave(None)
+        finally:
+            client.close()

@@ -1,14 +1,15 @@
-"""The way to a coordinator, asynchronous: what may be asked of it, and a stream that is made anew when it breaks."""
+"""The way to a coordinator: what may be asked of it, and a stream that is made anew when it breaks."""
 
 from __future__ import annotations
 
-import asyncio
+import queue
+import threading
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import grpc
-import grpc.aio
+from grpc.experimental import ChannelOptions
 
 from entangled import PROTOCOL_VERSION, codec
 from entangled.alignment import SampleIds, check_order
@@ -21,6 +22,8 @@ from entangled.status import from_refusal, from_status
 from entangled.v1 import exchange_pb2 as pb
 from entangled.v1.exchange_pb2_grpc import CoordinatorStub
 
+T = TypeVar("T")
+
 OPTIONS = [
     ("grpc.max_receive_message_length", codec.MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", codec.MAX_MESSAGE_BYTES),
@@ -31,6 +34,7 @@ OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # A new channel is a new connection: the old one may lead nowhere without knowing it.
     ("grpc.use_local_subchannel_pool", 1),
+    (ChannelOptions.SingleThreadedUnaryStream, 1),
 ]
 TEND_SECONDS = 20.0
 """Where nothing was sent for so long, a heartbeat is."""
@@ -38,6 +42,9 @@ TEND_SECONDS = 20.0
 SILENT_TIMES = 5
 """So many times as long without a word from the coordinator, and the stream leads nowhere: it would have sent three
 heartbeats."""
+
+WATCH_SECONDS = 1.0
+"""How late a wait may end that nothing comes for."""
 
 RETRY_SECONDS = 0.2
 ROUND_TRIP_SECONDS = 60.0
@@ -60,6 +67,7 @@ class Channel:
     def __init__(self, link: Link, stream: Stream, number: int, speaker: Speaker) -> None:
         self.stream, self.number, self.speaker = stream, number, speaker
         self.joined = False
+        """The coordinator has said welcome: the stream must never be idle, nor silent for long."""
         self._link = link
 
     def send(self, message: pb.PeerMessage) -> None:
@@ -68,85 +76,100 @@ class Channel:
             message.channel = self.number
         self.stream.send(message)
 
-    def tend(self) -> None:
-        """The coordinator has said welcome: from now on the stream must never be idle, nor silent for long."""
-        self.joined = True
-        self._link.tend(self.stream)
-
     def close(self) -> None:
         """Speak no more, without a goodbye."""
         self._link.close_channel(self)
 
 
-class Link:
-    """The way to one coordinator. Everything runs on one event loop.
+class _Waiter(NamedTuple):
+    """A thread that waits while another reads."""
 
-    Made by `open`. `experiment` and `run_id` are the coordinator's.
+    done: Callable[[], bool]
+    called: queue.SimpleQueue[None]
+
+
+class Link:
+    """The way to one coordinator, for the threads of a process.
+
+    Of those that wait for the stream, one reads, and takes in what comes for all of them; where there is only one, no
+    thread stands between it and gRPC. A thread of the link's own, which sleeps, ends waits that are too long and sends
+    heartbeats.
+
+    `experiment` and `run_id` are the coordinator's. What concerns the stream is called with `lock` held, but for `wait`
+    and `push`; and so are a speaker's methods.
 
     Args:
         address: `host:port` or `unix:PATH`.
+        connect_seconds: how long to wait for a coordinator to be there at all.
         credentials: what is shown at the coordinator's door.
         several: whether several peers speak on one stream; what is refused of one of them is then not the others'
             affair.
+
+    Raises:
+        UnreachableError: nobody answers at `address`.
+        ProtocolError: the coordinator is of another version.
+        MembershipError: the coordinator does not let these credentials in.
     """
 
-    experiment: Experiment
-    run_id: str
-
-    def __init__(self, address: str, credentials: Credentials = NOTHING, *, several: bool = False) -> None:
+    def __init__(
+        self,
+        address: str,
+        connect_seconds: float = 60.0,
+        credentials: Credentials = NOTHING,
+        *,
+        several: bool = False,
+    ) -> None:
         self.address = address
+        self.lock = threading.Lock()
         self._credentials = credentials
         self._several = several
-        self._grpc: Any = None
-        self._stub: Any = None
+        self._grpc = credentials.channel(address, OPTIONS)
+        self._stub: Any = CoordinatorStub(self._grpc)
         self._stream: Stream | None = None
-        self._left: Stream | None = None
-        """The one that was left last."""
         self._channels: dict[int, Channel] = {}
         """Those of the stream, by number."""
         self._last_number = 0
-        self._tended: Stream | None = None
-        self._tending: set[asyncio.Task[None]] = set()
+        self._late = 0.0
+        """When whoever reads has waited for too long."""
+        self._waiters: list[_Waiter] = []
         self._orders: dict[int, SampleIds] = {}
         """Where several ask for the same, the orders of the last epochs that somebody has asked for."""
-        self._ordering = asyncio.Lock()
+        self._ordering = threading.Lock()
+        self._closed = threading.Event()
+        try:
+            self.experiment, self.run_id = self._introduced(connect_seconds)
+        except BaseException:
+            self._grpc.close()
+            raise
+        self._watcher = threading.Thread(target=self._watch, name=f"link to {address}", daemon=True)
+        self._watcher.start()
 
-    async def open(self, seconds: float) -> None:
-        """Ask the coordinator for its experiment.
-
-        Args:
-            seconds: how long to wait for a coordinator to be there at all.
-
-        Raises:
-            UnreachableError: nobody answers at the address.
-            ProtocolError: the coordinator is of another version.
-            MembershipError: the coordinator does not let these credentials in.
-        """
-        self._grpc = self._credentials.channel(self.address, OPTIONS)
-        self._stub = CoordinatorStub(self._grpc)
+    def _introduced(self, seconds: float) -> tuple[Experiment, str]:
         request = pb.GetExperimentRequest(protocol_version=PROTOCOL_VERSION)
         try:
             shown = self._credentials.metadata
-            reply = await self._stub.GetExperiment(request, timeout=seconds, wait_for_ready=True, metadata=shown)
-        except grpc.aio.AioRpcError as error:
+            reply = self._stub.GetExperiment(request, timeout=seconds, wait_for_ready=True, metadata=shown)
+        except grpc.RpcError as error:
             raised = _raised(error)
             if isinstance(raised, UnreachableError):
-                why = await asyncio.to_thread(self._credentials.why_not, self.address)
-                why = why or ": is it running, and is this its address?"
+                why = self._credentials.why_not(self.address) or ": is it running, and is this its address?"
                 raise UnreachableError(f"no coordinator answers at {self.address} within {seconds:g} s{why}") from None
             raise raised from None
-        self.run_id = reply.run_id
-        self.experiment = loads(reply.experiment_toml, f"the experiment of {self.address}")
+        return loads(reply.experiment_toml, f"the experiment of {self.address}"), reply.run_id
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Drop the connection."""
-        for tending in self._tending:
-            tending.cancel()
-        if self._grpc is not None:
-            await self._grpc.close()
-        for stream in (self._stream, self._left):
-            if stream is not None:
-                await stream.stop()
+        self._closed.set()
+        with self.lock:
+            if self._stream is not None:
+                self._abandon(self._stream, UnreachableError("its stream was left"))
+        self._watcher.join()
+        self._grpc.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is of no use any more."""
+        return self._closed.is_set()
 
     @property
     def patience(self) -> float:
@@ -155,74 +178,69 @@ class Link:
 
     # ---- what may be asked
 
-    async def agree(self, peer: str, sample_ids: SampleIds) -> SampleIds:
+    def agree(self, peer: str, sample_ids: SampleIds) -> SampleIds:
         """Which samples all peers have, where `peer` has these; see `seam.Exchange.agree`."""
-        return await self._again(lambda: self._agree(peer, sample_ids))
 
-    async def order(self, epoch: int, samples: int) -> SampleIds:
+        def ask() -> SampleIds:
+            held, shown = iter(codec.encode_held(peer, sample_ids)), self._credentials.metadata
+            return codec.decode_order(list(self._stub.AgreeSamples(held, timeout=self.patience, metadata=shown)))
+
+        return self._again(ask)
+
+    def order(self, epoch: int, samples: int) -> SampleIds:
         """An epoch's order of so many samples; see `seam.Exchange.order`."""
-        async with self._ordering:
+
+        def ask() -> SampleIds:
+            request, shown = pb.GetSampleOrderRequest(epoch=epoch), self._credentials.metadata
+            chunks = self._stub.GetSampleOrder(request, timeout=ROUND_TRIP_SECONDS, metadata=shown)
+            return codec.decode_order(list(chunks))
+
+        with self._ordering:
             order = self._orders.get(epoch)
             if order is None:
-                order = await self._again(lambda: self._order(epoch))
+                order = self._again(ask)
                 check_order(order, samples)
             if self._several:
                 self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1} | {epoch: order}
             return order
 
-    async def round_trip(self) -> float:
+    def round_trip(self) -> float:
         """Seconds that a question and its answer take."""
         began = time.perf_counter()
-        try:
-            request, shown = pb.GetExperimentRequest(protocol_version=PROTOCOL_VERSION), self._credentials.metadata
-            await self._stub.GetExperiment(request, timeout=ROUND_TRIP_SECONDS, metadata=shown)
-        except grpc.aio.AioRpcError as error:
-            raise _raised(error) from None
+        request, shown = pb.GetExperimentRequest(protocol_version=PROTOCOL_VERSION), self._credentials.metadata
+        self._asked(lambda: self._stub.GetExperiment(request, timeout=ROUND_TRIP_SECONDS, metadata=shown))
         return time.perf_counter() - began
 
-    async def _again(self, work: Callable[[], Awaitable[SampleIds]]) -> SampleIds:
+    def _again(self, ask: Callable[[], T]) -> T:
         """Do it again while the coordinator is away, for as long as patience lasts."""
         give_up = time.monotonic() + self.patience
         while True:
             try:
-                return await work()
+                return self._asked(ask)
             except UnreachableError:
                 if time.monotonic() > give_up:
                     raise
-                await asyncio.sleep(RETRY_SECONDS)
+                time.sleep(RETRY_SECONDS)
 
-    async def _order(self, epoch: int) -> SampleIds:
+    def _asked(self, ask: Callable[[], T]) -> T:
         channel = self._grpc
         try:
-            request, shown = pb.GetSampleOrderRequest(epoch=epoch), self._credentials.metadata
-            call = self._stub.GetSampleOrder(request, timeout=ROUND_TRIP_SECONDS, metadata=shown)
-            return codec.decode_order([chunk async for chunk in call])
-        except grpc.aio.AioRpcError as error:
+            return ask()
+        except grpc.RpcError as error:
             raise _raised(error) from None
-        except asyncio.CancelledError:
-            if channel is self._grpc:
+        except ValueError:
+            if channel is self._grpc and not self.closed:
                 raise
             raise UnreachableError(f"the coordinator at {self.address} is silent") from None  # its channel was closed
-
-    async def _agree(self, peer: str, sample_ids: SampleIds) -> SampleIds:
-        try:
-            call = self._stub.AgreeSamples(timeout=self.patience, metadata=self._credentials.metadata)
-            for chunk in codec.encode_held(peer, sample_ids):
-                await call.write(chunk)
-            await call.done_writing()
-            return codec.decode_order([chunk async for chunk in call])
-        except grpc.aio.AioRpcError as error:
-            raise _raised(error) from None
-        except asyncio.InvalidStateError:  # the call was over before all was said
-            raise UnreachableError(f"the coordinator at {self.address} does not answer") from None
 
     # ---- the stream
 
     def speak(self, speaker: Speaker) -> Channel:
         """A channel for `speaker`, which is to join on it; on a new stream, if none is there or only one can speak."""
-        if self._stream is None or not self._several:
-            call = self._stub.Exchange(wait_for_ready=True, metadata=self._credentials.metadata)
-            self._stream = Stream(call, self.address, self._arrived, self._ended)
+        if self._stream is not None and not self._several:
+            self._abandon(self._stream, UnreachableError("its stream was left"))
+        if self._stream is None:
+            self._stream = Stream(self._grpc, self.address, self._credentials.metadata)
             self._channels, self._last_number = {}, 0
         if self._several:
             self._last_number += 1
@@ -235,17 +253,77 @@ class Link:
         if channel.stream is self._stream and channel.number in self._channels:
             del self._channels[channel.number]
             why = "another peer of this process has left its stream" if self._several else "its stream was left"
-            self._ended(channel.stream, UnreachableError(why))
-            self._left = channel.stream
-            self._left.drop()
+            self._abandon(channel.stream, UnreachableError(why))
 
-    def tend(self, stream: Stream) -> None:
-        """Let a stream on which a peer has joined never be idle, and give it up where nothing comes any more."""
-        if self._tended is not stream:
-            self._tended = stream
-            tending = asyncio.get_running_loop().create_task(self._tend(stream))
-            self._tending.add(tending)
-            tending.add_done_callback(self._tending.discard)
+    def wait(self, done: Callable[[], bool], give_up: float) -> None:
+        """Return when `done`, which what comes may change, when there is no stream any more, or when it is too late.
+
+        Args:
+            done: is called with `lock` held.
+            give_up: when it is too late, on the monotonic clock; `WATCH_SECONDS` later at most. A stream on which
+                nothing has come by then is left, for it may lead nowhere.
+        """
+        with self.lock:
+            try:
+                while not done() and self._stream is not None and time.monotonic() < give_up:
+                    if self._stream.being_read:
+                        self._let_read(done, give_up)
+                    else:
+                        self._read(self._stream, give_up)
+            finally:
+                self._hand_over()
+
+    def push(self) -> None:
+        """See that what was sent is on its way, where nobody reads who would."""
+        with self.lock:
+            self._push()
+
+    def _push(self) -> None:
+        stream = self._stream
+        try:
+            while stream is not None and stream.sending and not stream.being_read and stream is self._stream:
+                self._read(stream, time.monotonic() + ROUND_TRIP_SECONDS)
+        finally:
+            self._hand_over()
+
+    def _read(self, stream: Stream, give_up: float) -> None:
+        """Wait for one event of the stream, and take it in."""
+        stream.being_read, self._late = True, give_up
+        self.lock.release()
+        try:
+            event = stream.wait()
+        finally:
+            self.lock.acquire()
+            stream.being_read = False
+            if stream.over:  # what waited was interrupted
+                self._ended(stream, stream.error)
+        message = stream.take(event)
+        if message is not None and stream is self._stream:
+            for spoken in message.bundle.messages if message.HasField("bundle") else (message,):
+                self._arrived(spoken)
+        if stream.over:
+            self._ended(stream, stream.error)
+        for waiter in self._waiters:
+            if waiter.done():
+                waiter.called.put(None)
+
+    def _let_read(self, done: Callable[[], bool], give_up: float) -> None:
+        """Wait while another thread reads."""
+        waiter = _Waiter(done, queue.SimpleQueue())
+        self._waiters.append(waiter)
+        self.lock.release()
+        try:
+            waiter.called.get(timeout=max(0.0, give_up - time.monotonic()))
+        except queue.Empty:
+            pass
+        finally:
+            self.lock.acquire()
+            self._waiters.remove(waiter)
+
+    def _hand_over(self) -> None:
+        """Let another of those who wait read."""
+        if self._waiters and not (self._stream and self._stream.being_read):
+            self._waiters[0].called.put(None)
 
     def _arrived(self, message: pb.CoordinatorMessage) -> None:
         channel = self._channels.get(message.channel)
@@ -264,24 +342,55 @@ class Link:
         channels, self._stream, self._channels = self._channels, None, {}
         for channel in channels.values():
             channel.speaker.ended(error)
+        for waiter in self._waiters:
+            waiter.called.put(None)
 
-    async def _tend(self, stream: Stream) -> None:
-        """See `tend`. gRPC notices a connection that is gone, but not one behind which somebody else holds it."""
-        heard, said, silent = stream.heard, stream.said, 0
-        while silent < SILENT_TIMES:
-            await asyncio.sleep(TEND_SECONDS)
-            if stream is not self._stream:
-                return
-            silent = 0 if stream.heard != heard else silent + 1
-            joined = next((channel for channel in self._channels.values() if channel.joined), None)
-            if stream.said == said and joined is not None:
-                joined.send(pb.PeerMessage(heartbeat=pb.Heartbeat()))
-            heard, said = stream.heard, stream.said
+    def _abandon(self, stream: Stream, why: EntangledError) -> None:
+        stream.cancel(why)
+        self._ended(stream, why)
+
+    # ---- the link's own thread
+
+    def _watch(self) -> None:
+        """Tend the stream on which a peer has joined, and leave the one that is waited for in vain.
+
+        gRPC notices a connection that is gone, but not one behind which somebody else holds it.
+        """
+        tended: Stream | None = None
+        heard = said = silent = 0
+        since = 0.0
+        while not self._closed.wait(min(WATCH_SECONDS, TEND_SECONDS)):
+            with self.lock:
+                stream, now = self._stream, time.monotonic()
+                if stream is None:
+                    continue
+                if stream is not tended:
+                    tended, heard, said, silent, since = stream, stream.heard, stream.said, 0, now
+                if stream.being_read and now >= self._late:
+                    self._renew(stream, f"the coordinator at {self.address} does not answer")
+                elif now - since >= TEND_SECONDS:
+                    silent = silent + 1 if stream.being_read and stream.heard == heard else 0
+                    if silent >= SILENT_TIMES:
+                        self._renew(stream, f"the coordinator at {self.address} is silent")
+                    elif stream.said == said:
+                        self._beat(stream)
+                    heard, said, since = stream.heard, stream.said, now
+
+    def _beat(self, stream: Stream) -> None:
+        """Send a heartbeat, if a peer has joined, and see that it goes out."""
+        joined = next((channel for channel in self._channels.values() if channel.joined), None)
+        if joined is None or stream.sending:
+            return
+        joined.send(pb.PeerMessage(heartbeat=pb.Heartbeat()))
+        self._push()
+
+    def _renew(self, stream: Stream, why: str) -> None:
+        """Leave a stream for a new connection."""
         channel, self._grpc = self._grpc, self._credentials.channel(self.address, OPTIONS)
         self._stub = CoordinatorStub(self._grpc)
-        self._ended(stream, UnreachableError(f"the coordinator at {self.address} is silent"))
-        await channel.close()
+        self._abandon(stream, UnreachableError(why))
+        channel.close()
 
 
-def _raised(error: grpc.aio.AioRpcError) -> EntangledError:
+def _raised(error: Any) -> EntangledError:
     return from_status(error.code(), error.details() or "", error.trailing_metadata() or ())

@@ -1,121 +1,141 @@
-"""One stream to the coordinator, which always knows why it ended."""
+"""One stream to the coordinator without a thread of its own: whoever waits for what it brings asks gRPC for it.
+
+`grpc` itself offers a bidirectional call with a thread that reads and `grpc.aio` one with a thread that wakes an event
+loop; either is as dear as the exchange. So this is made of what both are made of, `grpc._cython.cygrpc` (ADR 1).
+"""
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import grpc
-import grpc.aio
+from google.protobuf.message import DecodeError
+from grpc._cython import cygrpc
 
 from entangled import codec
+from entangled.credentials import Metadata
 from entangled.errors import EntangledError, ProtocolError, UnreachableError
 from entangled.status import from_status
 from entangled.v1 import exchange_pb2 as pb
 
-WHY_SECONDS = 1.0
-"""How long the status of a stream that has ended is waited for."""
+METHOD = f"/{pb.DESCRIPTOR.services_by_name['Coordinator'].full_name}/Exchange".encode()
+
+_raw: Any = cygrpc
+_NO_FLAGS = 0
+_WAIT_FOR_READY = _raw.InitialMetadataFlags.wait_for_ready | _raw.InitialMetadataFlags.wait_for_ready_explicitly_set
+_BEGUN, _SENT, _CAME, _ENDED = "begun", "sent", "came", "ended"
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Stream:
-    """A call of `Exchange`. Reads ahead: gRPC gives the status only to those who have read every message.
+    """A call of `Exchange`, which always knows why it has ended. Its users agree on who calls; see `link.Link`.
 
-    A write onto a stream that the coordinator has ended would put gRPC's own status in the place of the coordinator's,
-    so what comes is taken in as it comes. Two tasks, one that reads and one that writes, last as long as the stream: a
-    task for each message would cost more than the message.
+    What comes is asked for as long as the stream lasts: gRPC gives the status only to those who have read every
+    message. A message is handed over when the one before it is on its way; what gathers meanwhile goes as a bundle, if
+    it may.
 
     Args:
-        call: the bidirectional call of grpc.aio.
+        channel: gRPC's.
         address: of the coordinator, for messages.
-        arrived: is called with each message, in order; those of a bundle one by one.
-        ended: is called once, when the stream has ended, with the error why; None if the coordinator said OK.
+        metadata: of the call.
     """
 
-    def __init__(
-        self,
-        call: Any,
-        address: str,
-        arrived: Callable[[pb.CoordinatorMessage], None],
-        ended: Callable[[Stream, EntangledError | None], None],
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        self._call, self._address, self._loop = call, address, loop
-        self._arrived, self._ended = arrived, ended
+    def __init__(self, channel: grpc.Channel, address: str, metadata: Metadata) -> None:
+        self._address = address
         self.heard = self.said = 0
         """Messages that have come, and that were sent."""
-        self._why: asyncio.Future[EntangledError | None] = loop.create_future()
+        self.being_read = False
+        """Whether somebody waits in `wait`."""
+        self._why: EntangledError | None = None
         self._outgoing: deque[pb.PeerMessage] = deque()
-        self._idle: asyncio.Future[None] | None = None
-        call.add_done_callback(self._note_end)
-        self._tasks = [loop.create_task(self._read()), loop.create_task(self._write())]
+        self._pending = {_BEGUN, _CAME, _ENDED}
+        begun = _raw.SendInitialMetadataOperation(metadata, _WAIT_FOR_READY), _raw.ReceiveInitialMetadataOperation(0)
+        ended = (_raw.ReceiveStatusOnClientOperation(_NO_FLAGS),)  # without which the call would not last
+        came = (_raw.ReceiveMessageOperation(_NO_FLAGS),)
+        opened: Any = channel
+        self._call = opened._channel.segregated_call(
+            _raw.PropagationConstants.GRPC_PROPAGATE_DEFAULTS,
+            METHOD,
+            None,
+            None,
+            metadata,
+            None,
+            ((ended, _ENDED), (begun, _BEGUN), (came, _CAME)),
+            None,
+        )
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more comes."""
+        return not self._pending
+
+    @property
+    def sending(self) -> bool:
+        """Whether a message is not yet on its way."""
+        return _SENT in self._pending
+
+    @property
+    def error(self) -> EntangledError | None:
+        """Why it is over; None if the coordinator said OK."""
+        return self._why
 
     def send(self, message: pb.PeerMessage) -> None:
         """Have a message sent, after those before it. Onto a stream that has ended, it is dropped."""
         self.said += 1
         self._outgoing.append(message)
-        if self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
+        self._flush()
 
-    def drop(self) -> None:
-        """Leave it to itself, and the coordinator without a goodbye; `ended` is not called any more."""
-        for task in self._tasks:
-            task.cancel()
-        self._call.cancel()
+    def wait(self) -> Any:
+        """Wait for the next event, for `take`; one caller at a time. Meanwhile others may send and cancel.
 
-    async def stop(self) -> None:
-        """Read and write no more; `ended` is not called any more."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _read(self) -> None:
+        An exception, which is what a signal's handler raises, is the end of the stream.
+        """
         try:
-            while (message := await self._call.read()) is not grpc.aio.EOF:
-                if message is None:  # which is how gRPC says that it cannot be decoded
-                    if not self._why.done():
-                        what = f"what the coordinator at {self._address} sends is no message"
-                        self._why.set_result(ProtocolError(what))
-                    self._call.cancel()
-                    break
-                self.heard += 1
-                for spoken in message.bundle.messages if message.HasField("bundle") else (message,):
-                    self._arrived(spoken)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass  # the status says it better
-        self._tasks[1].cancel()
-        self._ended(self, await self._reason())
+            return self._call.next_event()
+        except BaseException:
+            self._pending.clear()
+            self._why = UnreachableError("its stream was left")
+            raise
 
-    async def _write(self) -> None:
-        while True:
-            while self._outgoing:
-                try:
-                    await self._call.write(codec.next_spoken(self._outgoing, codec.bundle_of_peers))
-                except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                    return  # the reading sees the end, too
-            self._idle = self._loop.create_future()
-            await self._idle
+    def take(self, event: Any) -> pb.CoordinatorMessage | None:
+        """Take in what `wait` gave; the message, if it is one."""
+        self._pending.discard(event.tag)
+        if event.tag == _CAME:
+            return self._came(event.batch_operations[0].message())
+        if event.tag == _SENT:
+            self._flush()
+        elif event.tag == _ENDED:
+            (status,) = event.batch_operations
+            code = _CODES.get(status.code(), grpc.StatusCode.UNKNOWN)
+            if self._why is None and code is not grpc.StatusCode.OK:
+                self._why = from_status(code, status.details() or "", status.trailing_metadata() or ())
+        return None
 
-    async def _reason(self) -> EntangledError | None:
+    def cancel(self, why: EntangledError) -> None:
+        """End it now, without a goodbye; whoever waits hears that it has ended."""
+        self._why = self._why or why
+        self._outgoing.clear()
+        if self._pending:
+            self._call.cancel(_raw.StatusCode.cancelled, "")
+
+    def _came(self, data: bytes | None) -> pb.CoordinatorMessage | None:
+        if data is None:
+            return None  # the status says why
         try:
-            async with asyncio.timeout(WHY_SECONDS):
-                return await asyncio.shield(self._why)
-        except TimeoutError:
-            return UnreachableError(f"the stream to {self._address} broke off")
+            message = pb.CoordinatorMessage.FromString(data)
+        except DecodeError:
+            self.cancel(ProtocolError(f"what the coordinator at {self._address} sends is no message"))
+            return None
+        self.heard += 1
+        self._start(_CAME, _raw.ReceiveMessageOperation(_NO_FLAGS))
+        return message
 
-    def _note_end(self, call: Any) -> None:
-        """Keep the status as soon as it is there; a write that fails may put gRPC's own in its place."""
-        code, details, trailing = _result(call.code()), _result(call.details()), _result(call.trailing_metadata())
-        if self._why.done() or (code is grpc.StatusCode.INTERNAL and details == "Internal error from Core"):
-            return
-        self._why.set_result(None if code is grpc.StatusCode.OK else from_status(code, details or "", trailing or ()))
+    def _flush(self) -> None:
+        if self._outgoing and _SENT not in self._pending and _ENDED in self._pending:
+            message = codec.next_spoken(self._outgoing, codec.bundle_of_peers)
+            self._start(_SENT, _raw.SendMessageOperation(message.SerializeToString(), _NO_FLAGS))
 
-
-def _result(done: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine gives that has nothing to wait for any more."""
-    try:
-        done.send(None)
-    except StopIteration as end:
-        return end.value
-    raise RuntimeError("the call is not done")
+    def _start(self, what: str, operation: Any) -> None:
+        self._pending.add(what)
+        self._call.operate((operation,), what)

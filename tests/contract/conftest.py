@@ -18,7 +18,7 @@ grpc_settings.apply()
 
 from coordinator.doors import Lock  # noqa: E402
 from entangled.participation.client import CoordinatorClient  # noqa: E402
-from entangled.participation.line import Line  # noqa: E402
+from entangled.participation.link import Link  # noqa: E402
 from tests.contract.processes import DEADLINE, LiveCoordinator  # noqa: E402
 from tests.fakes import InMemoryCoordinator  # noqa: E402
 
@@ -64,9 +64,9 @@ def meet(
         live = coordinate(experiment)
         if request.param == "grpc":
             return live.peer
-        line = Line(live.address, DEADLINE, several=True)
-        lines.callback(line.close)
-        return lambda name: CoordinatorClient(live.address, name, line=line)
+        link = Link(live.address, DEADLINE, several=True)
+        links.callback(link.close)
+        return lambda name: CoordinatorClient(live.address, name, link=link)
 
-    with contextlib.ExitStack() as lines:
+    with contextlib.ExitStack() as links:
         yield begin

@@ -29,7 +29,7 @@ OPTIONS = [
 
 def channel_to(address: str, shown: Credentials = NOTHING) -> Any:
     """A channel without limits of its own."""
-    return shown.blocking_channel(address, OPTIONS)
+    return shown.channel(address, OPTIONS)
 
 
 def join(peer: str, instance: str = "", fingerprint: Fingerprint | None = None, version: int = PROTOCOL_VERSION):

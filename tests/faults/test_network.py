@@ -16,7 +16,7 @@ from entangled.errors import PatienceError
 from entangled.exchange_log import read
 from entangled.experiment import Experiment
 from entangled.participation.client import CoordinatorClient
-from entangled.participation.line import Line
+from entangled.participation.link import Link
 from entangled.participation.seam import Exchange, SoftTarget
 from entangled.v1 import exchange_pb2 as pb
 from entangled.v1.exchange_pb2_grpc import CoordinatorStub
@@ -122,21 +122,21 @@ def test_a_stream_that_breaks_is_joined_again_by_all_of_its_peers(tmp_path: Path
     live = LiveCoordinator(settings, tmp_path)
     try:
         with Proxy(live.address.removeprefix("unix:")) as proxy, ThreadPoolExecutor(3) as pool:
-            line = Line(f"127.0.0.1:{proxy.port}", DEADLINE, several=True)
+            link = Link(f"127.0.0.1:{proxy.port}", DEADLINE, several=True)
             cuts = {2: False, 5: True, 9: False}
 
             def disturb(index: int) -> None:
                 if index in cuts:
                     proxy.cut(unnoticed=cuts[index])
 
-            peers = {name: CoordinatorClient(line.link.address, name, line=line) for name in "abc"}
+            peers = {name: CoordinatorClient(link.address, name, link=link) for name in "abc"}
             training = [
                 pool.submit(train, peers[name], name, settings, disturb if name == "b" else lambda _: None)
                 for name in peers
             ]
             targets = [future.result(DEADLINE) for future in training]
             assert proxy.accepted == 1 + len(cuts)
-            line.close()
+            link.close()
         assert live.ended() is None
     finally:
         live.close()
@@ -152,8 +152,8 @@ def test_a_peer_that_goes_without_a_word_is_missed_alone(tmp_path: Path) -> None
     settings = experiment(("a", "b", "c"), patience=2.0)
     live = LiveCoordinator(settings, tmp_path)
     try:
-        line = Line(live.address, DEADLINE, several=True)
-        peers = {name: CoordinatorClient(live.address, name, line=line) for name in "abc"}
+        link = Link(live.address, DEADLINE, several=True)
+        peers = {name: CoordinatorClient(live.address, name, link=link) for name in "abc"}
         for peer in peers.values():
             peer.join(data())
         peers["c"].close()
@@ -164,7 +164,7 @@ def test_a_peer_that_goes_without_a_word_is_missed_alone(tmp_path: Path) -> None
             for future in waiting:
                 with pytest.raises(PatienceError, match=r"waited 2 s at epoch 0 step 0 for c \(not connected\)$"):
                     future.result(DEADLINE)
-        line.close()
+        link.close()
     finally:
         live.close()
 

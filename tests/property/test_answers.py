@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
-import grpc.aio
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,12 +17,11 @@ from entangled import codec
 from entangled.alignment import Position, batch_digest, check_order
 from entangled.errors import AlignmentError, EntangledError, PredictionError, ProtocolError, RunFailedError
 from entangled.experiment_file import dumps, loads
-from entangled.participation.connection import Connection
-from entangled.participation.link import Link
+from entangled.participation.client import CoordinatorClient
 from entangled.participation.seam import SoftTarget
-from entangled.status import REFUSAL_KEY, from_status, to_status
+from entangled.status import REFUSAL_KEY, from_status
 from entangled.v1 import exchange_pb2 as pb
-from entangled.v1.exchange_pb2_grpc import CoordinatorStub
+from tests.scripted import WELCOME, coordinator
 from tests.support import CLASSES, SAMPLES, data, experiment, prediction, raised
 
 SETTINGS = experiment()
@@ -44,55 +42,41 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(wire)
 
 
-async def exchanged(address: str, wires: list[bytes]) -> SoftTarget:
+def exchanged(address: str, wires: list[bytes]) -> SoftTarget:
     """What a peer gets from a coordinator that welcomes it, answers its prediction with `wires`, and ends the run."""
-    calls = itertools.count()
 
-    async def exchange(_: Any, context: Any) -> None:
-        if next(calls) == 0:
-            await context.read()
-            await context.write(pb.CoordinatorMessage(welcome=pb.Welcome(run_id="run")).SerializeToString())
-            await context.read()
-            for wire in wires:
-                await context.write(wire)
-        await context.abort(*to_status(RunFailedError("over")))
+    def say(requests: Iterator[pb.PeerMessage]) -> Iterator[bytes]:
+        next(requests)
+        yield WELCOME
+        next(requests)
+        yield from wires
+        raise RunFailedError("over")
 
-    handler = grpc.stream_stream_rpc_method_handler(exchange, pb.PeerMessage.FromString)
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers(
-        [grpc.method_handlers_generic_handler("entangled.v1.Coordinator", {"Exchange": handler})]
-    )
-    server.add_insecure_port(address)
-    await server.start()
-    link = Link(address)
-    link.experiment, link.run_id = SETTINGS, "run"
-    link._channel = grpc.aio.insecure_channel(address)
-    link._stub = CoordinatorStub(link._channel)
-    peer = Connection(link, "a")
+    def over(_: Iterator[pb.PeerMessage]) -> Iterator[bytes]:
+        raise RunFailedError("over")
+        yield b""
+
+    with coordinator(address, SETTINGS, itertools.chain([say], itertools.repeat(over))):
+        peer = CoordinatorClient(address, "a", 60.0)
+        try:
+            peer.join(data())
+            return peer.exchange(START, IDS, prediction("a", START, len(IDS)))
+        finally:
+            peer.close()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(damaged(), max_size=4))
+def test_guarantee_1_a_peer_gets_a_soft_target_of_its_batch_or_an_error_of_ours(
+    tmp_path_factory: pytest.TempPathFactory, wires: list[bytes]
+) -> None:
     try:
-        await peer.join(data())
-        return await peer.exchange(START, IDS, prediction("a", START, len(IDS)))
-    finally:
-        await peer.close()
-        await link.close()
-        await server.stop(None)
-
-
-def test_guarantee_1_a_peer_gets_a_soft_target_of_its_batch_or_an_error_of_ours(tmp_path: Path) -> None:
-    with asyncio.Runner() as loop:
-
-        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-        @given(st.lists(damaged(), max_size=4))
-        def answer(wires: list[bytes]) -> None:
-            try:
-                target = loop.run(asyncio.wait_for(exchanged(f"unix:{tmp_path}/x.sock", wires), 60))
-            except EntangledError as error:
-                assert error.message  # noqa: PT017  # either is right
-            else:
-                assert target.probabilities.shape == (len(IDS), CLASSES)
-                assert np.isfinite(target.weight)
-
-        answer()
+        target = exchanged(f"unix:{tmp_path_factory.mktemp('x')}/x.sock", wires)
+    except EntangledError as error:
+        assert error.message  # noqa: PT017  # either is right
+    else:
+        assert target.probabilities.shape == (len(IDS), CLASSES)
+        assert np.isfinite(target.weight)
 
 
 @pytest.mark.parametrize(
@@ -113,12 +97,12 @@ def test_a_soft_target_that_is_none_ends_the_peer(
     for name, value in changes.items():
         setattr(message.soft_target, name, value)
     with pytest.raises(kind):
-        asyncio.run(asyncio.wait_for(exchanged(f"unix:{tmp_path}/x.sock", [message.SerializeToString()]), 60))
+        exchanged(f"unix:{tmp_path}/x.sock", [message.SerializeToString()])
 
 
 def test_what_is_no_message_ends_the_peer(tmp_path: Path) -> None:
     with pytest.raises(ProtocolError, match="is no message"):
-        asyncio.run(asyncio.wait_for(exchanged(f"unix:{tmp_path}/x.sock", [b"\xff\xff"]), 60))
+        exchanged(f"unix:{tmp_path}/x.sock", [b"\xff\xff"])
 
 
 @given(st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=12), max_size=3))
