@@ -135,6 +135,8 @@ class Link:
         self._orders: dict[int, SampleIds] = {}
         """Where several ask for the same, the orders of the last epochs that somebody has asked for."""
         self._ordering = threading.Lock()
+        self._asking = 0
+        """Threads that wait for an answer beside the stream."""
         self._closed = threading.Event()
         try:
             self.experiment, self.run_id = self._introduced(connect_seconds)
@@ -223,7 +225,9 @@ class Link:
                 time.sleep(RETRY_SECONDS)
 
     def _asked(self, ask: Callable[[], T]) -> T:
-        channel = self._grpc
+        with self.lock:
+            channel = self._grpc
+            self._asking += 1
         try:
             return ask()
         except grpc.RpcError as error:
@@ -232,6 +236,9 @@ class Link:
             if channel is self._grpc and not self.closed:
                 raise
             raise UnreachableError(f"the coordinator at {self.address} is silent") from None  # its channel was closed
+        finally:
+            with self.lock:
+                self._asking -= 1
 
     # ---- the stream
 
@@ -369,7 +376,8 @@ class Link:
                 if stream.being_read and now >= self._late:
                     self._renew(stream, f"the coordinator at {self.address} does not answer")
                 elif now - since >= TEND_SECONDS:
-                    silent = silent + 1 if stream.being_read and stream.heard == heard else 0
+                    awaited = stream.being_read or self._asking  # else nobody reads, and nothing is heard
+                    silent = silent + 1 if awaited and stream.heard == heard else 0
                     if silent >= SILENT_TIMES:
                         self._renew(stream, f"the coordinator at {self.address} is silent")
                     elif stream.said == said:
