@@ -181,8 +181,7 @@ def without_log(experiment: Path, run_dir: Path, address: str) -> None:
     coordinator.server.Recorder = Forgetful  # pyright: ignore[reportAttributeAccessIssue]
     coordinator.server._summary = lambda *_: {}  # pyright: ignore[reportPrivateUsage] # it reads the log
     run_dir.mkdir(parents=True, exist_ok=True)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(coordinator.server.serve(experiment_file.load(str(experiment)), address, run_dir))
+    coordinator.server.serve(experiment_file.load(str(experiment)), address, run_dir)
 
 
 # ---- the same gRPC stack, bare

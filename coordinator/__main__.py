@@ -5,7 +5,6 @@ from entangled import allocator, grpc_settings
 grpc_settings.apply()
 allocator.keep_freed()
 
-import asyncio  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Annotated  # noqa: E402
@@ -63,8 +62,6 @@ def _serve(
     tokens: Path | None,
     insecure: bool,
 ) -> None:
-    import uvloop
-
     from coordinator import doors
     from coordinator.server import serve
 
@@ -74,8 +71,7 @@ def _serve(
     settings = experiment_file.load(name, overrides)
     lock = doors.load(certs, tokens)
     doors.check_listen(listen, lock, insecure=insecure)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, listen, run_dir, lock))
+    serve(settings, listen, run_dir, lock)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from coordinator.lobby import Lobby, Room
+from coordinator.serving import Server, Then
 from entangled import addresses, codec
 from entangled.credentials import SCHEME, TOKEN_KEY
 from entangled.errors import CredentialsError, EntangledError, MembershipError, ProtocolError
@@ -50,7 +51,7 @@ class Lock:
         """Whether anybody gets in."""
         return self.certificates is None and self.tokens is None
 
-    def listen(self, server: grpc.aio.Server, address: str) -> None:
+    def listen(self, server: Server, address: str) -> None:
         """Have `server` listen at `address`; RuntimeError if it cannot."""
         own = self.certificates
         if own is None:
@@ -125,7 +126,7 @@ def load(certs: Path | None, tokens: Path | None) -> Lock:
     return Lock(certificates.read(certs), kept)
 
 
-class Doorkeeper(grpc.aio.ServerInterceptor):
+class Doorkeeper:
     """Lets into the coordinator's methods whom the lock lets in, and not too many at once; health checking stays open.
 
     Args:
@@ -138,15 +139,12 @@ class Doorkeeper(grpc.aio.ServerInterceptor):
         self._peers = peers
         self._lobby = Lobby(len(peers))
 
-    async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: Any
-    ) -> Any:
-        """See `grpc.aio.ServerInterceptor`."""
-        handler = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(SERVICE):
+    def guard(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        """A method's handler behind the door; see `serving.Server`."""
+        if not method.startswith(SERVICE):
             return handler
         return grpc.stream_stream_rpc_method_handler(
-            self._guarded(handler, handler_call_details.method),
+            self._guarded(handler, method),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
@@ -211,14 +209,43 @@ class _Entering:
     def __init__(self, context: Any, caller: str | None, waiting: Room) -> None:
         self._context, self._caller, self._waiting = context, caller, waiting
         self._joined = False
-        self.write, self.abort, self.peer = context.write, context.abort, context.peer
+        self._first: asyncio.Task[None] | None = None
+        self.write, self.send, self.abort, self.peer = context.write, context.send, context.abort, context.peer
 
     async def read(self) -> Any:
         """The next message; every join in it must be in the caller's name."""
         reading = self._context.read()
         message = await (reading if self._joined else self._waiting.hold(reading, _host(self._context)))
+        self._check(message)
+        return message
+
+    def receive(self, then: Then) -> None:
+        """Have `then` told the next message, or the error why it may not come in; see `serving.Call`."""
+        if not self._joined:
+            self._first = asyncio.get_running_loop().create_task(self._receive_first(then))
+            return
+
+        def checked(message: Any) -> None:
+            try:
+                self._check(message)
+            except EntangledError as error:
+                then(error)
+                return
+            then(message)
+
+        self._context.receive(checked)
+
+    async def _receive_first(self, then: Then) -> None:
+        try:
+            message = await self.read()
+        except (EntangledError, DecodeError) as error:
+            then(error)
+            return
+        then(None if message is grpc.aio.EOF else message)
+
+    def _check(self, message: Any) -> None:
         if self._joined and isinstance(message, pb.PeerMessage) and message.HasField("prediction"):
-            return message  # by far the most
+            return  # by far the most
         if isinstance(message, pb.SamplesHeld) and self._caller is not None:
             check_name(self._caller, message.peer)
         if isinstance(message, pb.PeerMessage):
@@ -226,7 +253,6 @@ class _Entering:
                 if spoken.HasField("join"):
                     check_join(self._caller, spoken.join)
                     self._joined = True
-        return message
 
 
 def check_join(caller: str | None, join: pb.Join) -> None:
@@ -254,9 +280,4 @@ def check_name(caller: str, peer: str) -> None:
 
 async def _abort(context: Any, error: EntangledError) -> None:
     code, details, trailing = to_status(error)
-    try:
-        await context.abort(code, details, trailing)
-    except grpc.aio.AbortError:
-        raise
-    except Exception:  # nothing can be said to a caller that has not taken in what was said before
-        raise asyncio.CancelledError from None
+    await context.abort(code, details, trailing)

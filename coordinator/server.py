@@ -9,10 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import grpc
-import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from coordinator.archive import Archive
 from coordinator.doors import Doorkeeper, Lock
@@ -20,6 +18,7 @@ from coordinator.lobby import limits
 from coordinator.recorder import Recorder
 from coordinator.run_folder import RunFolder
 from coordinator.service import CoordinatorService
+from coordinator.serving import Loop, Server
 from coordinator.session import Session
 from entangled import atomic, codec, faults, process
 from entangled.alignment import Position
@@ -49,7 +48,7 @@ FAREWELL_SECONDS = 2.0
 """How long a run that failed says so to peers that come back."""
 
 
-async def serve(experiment: Experiment, listen: str, run: Path, lock: Lock | None = None) -> None:
+def serve(experiment: Experiment, listen: str, run: Path, lock: Lock | None = None) -> None:
     """Coordinate one run, from the first peer to the last goodbye; one that was interrupted goes on.
 
     Args:
@@ -61,6 +60,11 @@ async def serve(experiment: Experiment, listen: str, run: Path, lock: Lock | Non
     Raises:
         EntangledError: the run failed; the message says because of whom.
     """
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(_serve(experiment, listen, run, lock or Lock()))
+
+
+async def _serve(experiment: Experiment, listen: str, run: Path, lock: Lock) -> None:
     loop = asyncio.get_running_loop()
     toml = dumps(experiment)
     folder = RunFolder(run, toml)
@@ -76,7 +80,7 @@ async def serve(experiment: Experiment, listen: str, run: Path, lock: Lock | Non
     session = Session(experiment, time.monotonic(), folder.restored(recorder.resumed, recorder.members))
     service = CoordinatorService(session, toml, folder, recorder.add, recorder.thin)
     faults.point("coordinator", "before serving")
-    server = await _start(service, listen, lock or Lock())
+    server = await _start(service, listen, lock)
     log.info("coordinating %s for %s on %s", experiment.name, ", ".join(experiment.peer_names), listen)
     if session.complete:
         log.info("going on after %d of %d exchanges", session.complete, service.activity().total)
@@ -106,24 +110,25 @@ async def serve(experiment: Experiment, listen: str, run: Path, lock: Lock | Non
         await server.stop(grace=1)
 
 
-async def _start(service: CoordinatorService, listen: str, lock: Lock) -> grpc.aio.Server:
+async def _start(service: CoordinatorService, listen: str, lock: Lock) -> Server:
     experiment = service.session.experiment
     options = [*OPTIONS, *limits(experiment, service.session.fingerprint)]
-    server = grpc.aio.server(options=options, interceptors=[Doorkeeper(lock, experiment.peer_names)])
+    server: Any = Server(options, Doorkeeper(lock, experiment.peer_names).guard)
     add_CoordinatorServicer_to_server(service, server)
     checks: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     name = pb.DESCRIPTOR.services_by_name["Coordinator"].full_name
     if lock.tokens is None:  # else it would answer whoever has none
         names = (name, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        shown: Any = reflection.aio.ReflectionServicer(names)  # pyright: ignore[reportAttributeAccessIssue]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(shown, server)
     try:
         lock.listen(server, listen)
     except RuntimeError:
         raise EntangledError(
             f"cannot listen on {listen}: port in use, or not this host's address? Choose another --listen"
         ) from None
-    await server.start()
+    server.start()
     for part in ("", name):
         await checks.set(part, health_pb2.HealthCheckResponse.SERVING)
     return server

@@ -1,4 +1,4 @@
-"""gRPC in front of the session: decode, handle, carry out the effects. All on one event loop."""
+"""gRPC in front of the session: decode, handle, carry out the effects. All on one event loop, on one thread."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from coordinator.events import (
 from coordinator.gathering import Gathering
 from coordinator.run_folder import RunFolder
 from coordinator.session import Session
-from coordinator.stream import QUEUED, Stream, on_channel
+from coordinator.stream import Stream, on_channel
 from entangled import PROTOCOL_VERSION, codec, faults, membership
 from entangled.alignment import SampleIds
 from entangled.errors import EntangledError, PatienceError, ProtocolError
@@ -53,6 +53,8 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.25
 HEARTBEAT_SECONDS = 30.0
 WATCH_SECONDS = 0.25
+FAREWELL_SECONDS = 1.0
+"""How long what is left to be said on a stream may take, once it has ended."""
 
 
 class CoordinatorService(CoordinatorServicer):
@@ -157,15 +159,10 @@ class CoordinatorService(CoordinatorServicer):
         """One peer process's stream."""
         if self.over.done():
             await _abort(context, self.over.result() or ProtocolError("the run is over"))
-        stream = Stream()
-        reader = asyncio.create_task(self._read(stream, context))
-        writer = asyncio.create_task(stream.write(context))
-        for task in (reader, writer):
-            task.add_done_callback(_retrieve)
+        stream = Stream(context, self._take)
+        stream.read()
         try:
-            done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await stream.over
         except EntangledError as error:
             stream.error = error
             stream.outgoing.clear()
@@ -175,12 +172,8 @@ class CoordinatorService(CoordinatorServicer):
                 self._connections.pop(connection, None)
                 self._archives.pop(connection, None)
                 self._handle(Disconnected(connection))
-            reader.cancel()
             stream.end()
-            # Let the writer send what is left. Were it cancelled in a write, gRPC could not send the status after it.
-            await asyncio.wait({writer}, timeout=1)
-            writer.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
+            await stream.written(FAREWELL_SECONDS)  # gRPC could not send the status after a message that is cut off
         if stream.error is not None:
             await _abort(context, stream.error)
 
@@ -245,17 +238,6 @@ class CoordinatorService(CoordinatorServicer):
         )
 
     # ---- events in, effects out
-
-    async def _read(self, stream: Stream, context: Any) -> None:
-        try:
-            while not stream.ended and (message := await context.read()) is not grpc.aio.EOF:
-                for spoken in codec.unbundled(message):
-                    if not stream.ended:
-                        self._take(stream, spoken)
-                if len(stream.outgoing) > QUEUED:
-                    await stream.until_read()
-        except DecodeError as error:
-            raise unreadable(error) from None
 
     def _take(self, stream: Stream, message: pb.PeerMessage) -> None:
         """Take in what one peer says. On a channel of its own, what is wrong with it concerns nobody else there."""
@@ -380,12 +362,6 @@ class CoordinatorService(CoordinatorServicer):
             self.over.set_result(error)
         for stream, _ in self._connections.values():
             stream.end(error)
-
-
-def _retrieve(task: asyncio.Task[None]) -> None:
-    """Look at how a task ended: where the stream broke, nobody else does."""
-    if not task.cancelled():
-        task.exception()
 
 
 async def _next(context: Any) -> Any:

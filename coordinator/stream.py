@@ -1,12 +1,16 @@
-"""One Exchange stream on the coordinator's side: what waits to be sent on it, and how it shall end."""
+"""One Exchange stream on the coordinator's side: what waits to be sent on it, and how it shall end. No task runs it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
+from coordinator.decoding import unreadable
 from entangled import codec
 from entangled.errors import EntangledError
 from entangled.v1 import exchange_pb2 as pb
@@ -17,23 +21,40 @@ is read, either."""
 
 
 class Stream:
-    """One Exchange stream: what is to be sent on it, and whether and how it shall end."""
+    """One Exchange stream: what comes on it, what is to be sent on it, and whether and how it shall end.
 
-    def __init__(self) -> None:
+    Args:
+        context: of the call; see `serving.Call`.
+        take: takes in a message that has come. An error of ours that it raises is how the stream ends.
+    """
+
+    def __init__(self, context: Any, take: Callable[[Stream, pb.PeerMessage], None]) -> None:
         self.connections: dict[int, int] = {}
         """The session's connection for each of the stream's channels."""
         self.outgoing: deque[pb.CoordinatorMessage] = deque()
         self.ended = False
         self.error: EntangledError | None = None
         self.sent_at = time.monotonic()
-        self._loop = asyncio.get_running_loop()
-        self._idle: asyncio.Future[None] | None = None
-        self._sent = asyncio.Event()
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when there is nothing more to come, or to be sent."""
+        self._context, self._take = context, take
+        self._reading = self._writing = self._due = False
+        self._written: asyncio.Future[None] | None = None
+
+    def read(self) -> None:
+        """Read on, if what waits to be sent is not too much."""
+        if not self._reading and not self.over.done() and not self._is_crowded():
+            self._reading = True
+            self._context.receive(self._came)
 
     def send(self, message: pb.CoordinatorMessage) -> None:
-        """Have a message sent, after those before it."""
+        """Have a message sent, after those before it. On a channel, what is sent in one turn goes as a bundle."""
         self.outgoing.append(message)
-        self._wake()
+        if not message.channel:
+            self._write()
+        elif not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._write)
 
     def send_durable(self, message: pb.CoordinatorMessage) -> None:
         """The same, in the place of one that still waits and says less."""
@@ -41,35 +62,64 @@ class Stream:
             self.outgoing.pop()
         self.send(message)
 
-    async def until_read(self) -> None:
-        """Return when what waits to be sent is not too much."""
-        while (waiting := len(self.outgoing)) > QUEUED and not self.ended:
-            if waiting * self.outgoing[-1].ByteSize() <= QUEUED_BYTES:
-                return
-            self._sent.clear()
-            await self._sent.wait()
-
     def end(self, error: EntangledError | None = None) -> None:
         """Send what waits and no more; the first error that is given is the stream's."""
         self.ended, self.error = True, self.error or error
-        self._wake()
-        self._sent.set()
+        self._write()
 
-    def _wake(self) -> None:
-        if self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
+    async def written(self, seconds: float) -> None:
+        """Wait until all that waits is sent, at most so many seconds."""
+        if self._writing:
+            self._written = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._written}, timeout=seconds)
 
-    async def write(self, context: Any) -> None:
-        """Send until ended."""
-        while True:
-            while self.outgoing:
-                await context.write(codec.next_spoken(self.outgoing, codec.bundle_to_peers))
-                self.sent_at = time.monotonic()
-                self._sent.set()
-            if self.ended:
+    def _is_crowded(self) -> bool:
+        waiting = len(self.outgoing)
+        return waiting > QUEUED and waiting * self.outgoing[-1].ByteSize() > QUEUED_BYTES and not self.ended
+
+    def _came(self, found: Any) -> None:
+        self._reading = False
+        try:
+            if isinstance(found, DecodeError):
+                raise unreadable(found) from None
+            if isinstance(found, EntangledError):
+                raise found
+            if found is None:
+                self._finish(None)
                 return
-            self._idle = self._loop.create_future()
-            await self._idle
+            for spoken in codec.unbundled(found):
+                if not self.ended:
+                    self._take(self, spoken)
+        except EntangledError as error:
+            self._finish(error)
+            return
+        self.read()
+
+    def _write(self) -> None:
+        self._due = False
+        if self._writing:
+            return
+        if self.outgoing:
+            self._writing = True
+            self._context.send(codec.next_spoken(self.outgoing, codec.bundle_to_peers), self._sent)
+        elif self.ended:
+            self._finish(None)
+
+    def _sent(self) -> None:
+        self._writing = False
+        self.sent_at = time.monotonic()
+        self._write()
+        if not self._writing and self._written is not None and not self._written.done():
+            self._written.set_result(None)
+        self.read()
+
+    def _finish(self, error: EntangledError | None) -> None:
+        if self.over.done():
+            return
+        if error is None:
+            self.over.set_result(None)
+        else:
+            self.over.set_exception(error)
 
 
 def _repeats(before: pb.CoordinatorMessage, message: pb.CoordinatorMessage) -> bool:

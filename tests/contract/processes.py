@@ -5,7 +5,6 @@ They are forked from a server that has imported everything, so that each is ther
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import multiprocessing
 import resource
@@ -200,7 +199,7 @@ def _coordinate(
     if limit is not None:
         server.limits = lambda *_: [("grpc.max_receive_message_length", limit)]
     try:
-        asyncio.run(server.serve(experiment, address, run, lock))
+        server.serve(experiment, address, run, lock)
         outcome.send(None)
     except EntangledError as error:
         outcome.send(error)

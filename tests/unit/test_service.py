@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import coordinator.stream
 from coordinator.events import Joined, PredictionArrived
 from coordinator.run_folder import RunFolder
 from coordinator.service import CoordinatorService
+from coordinator.serving import AbortedError, Then
 from coordinator.session import Session
 from coordinator.stream import QUEUED
 from entangled import PROTOCOL_VERSION
@@ -23,31 +25,29 @@ from tests.contract.raw import batch, join, predict
 from tests.support import CLASSES, data, experiment, prediction
 
 
-class AbortedError(Exception):
-    """What gRPC raises in a handler that aborts."""
-
-
 class Context:
     """A stream on which a process joins and, while the welcome is still being written, sends an empty message."""
 
     def __init__(self) -> None:
         self.seen: list[object] = []
-        self.release = asyncio.Event()
-        self._writing = asyncio.Event()
-        self._reads = 0
+        self.written: Callable[[], None] | None = None
+        """Says that what was sent is written."""
+        self._then: Then | None = None
 
-    async def read(self) -> pb.PeerMessage:
-        self._reads += 1
-        if self._reads == 1:
-            return join("a")
-        await self._writing.wait()
-        return pb.PeerMessage()
+    def receive(self, then: Then) -> None:
+        """What comes, comes later."""
+        self._then = then
+        asyncio.get_running_loop().call_soon(self.speak)
 
-    async def write(self, message: pb.CoordinatorMessage) -> None:
+    def send(self, message: pb.CoordinatorMessage, then: Callable[[], None]) -> None:
         self.seen.append(message.WhichOneof("kind"))
-        self._writing.set()
-        await self.release.wait()
-        self.seen.append("written")
+        self.written = then
+
+    def speak(self) -> None:
+        said = join("a") if not self.seen else pb.PeerMessage()
+        then, self._then = self._then, None
+        assert then is not None
+        then(said)
 
     async def abort(self, code: grpc.StatusCode, details: str, trailing: Any) -> None:
         self.seen.append(details)
@@ -70,7 +70,9 @@ def test_a_refusal_waits_for_the_write_that_is_under_way(tmp_path: Path) -> None
         while session.members["a"].connection is not None:
             await asyncio.sleep(0)
         assert context.seen == ["welcome"]  # refused and disconnected, but not yet told
-        context.release.set()
+        assert context.written is not None
+        context.seen.append("written")
+        context.written()
         with pytest.raises(AbortedError):
             await handling
         return context.seen
@@ -82,21 +84,10 @@ def test_a_refusal_waits_for_the_write_that_is_under_way(tmp_path: Path) -> None
 
 
 class Late(Context):
-    """A stream on which nothing is said before `speak` is set, and then a join."""
+    """A stream on which nothing is said by itself."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.release.set()
-        self.speak = asyncio.Event()
-        self.answered = asyncio.Event()
-
-    async def read(self) -> Any:
-        await self.speak.wait()
-        return await super().read() if self._reads == 0 else await asyncio.Future()
-
-    async def write(self, message: pb.CoordinatorMessage) -> None:
-        await super().write(message)
-        self.answered.set()
+    def receive(self, then: Then) -> None:
+        self._then = then
 
 
 def test_nothing_is_said_to_a_connection_before_its_welcome(tmp_path: Path) -> None:
@@ -110,8 +101,7 @@ def test_nothing_is_said_to_a_connection_before_its_welcome(tmp_path: Path) -> N
         handling = asyncio.create_task(service.Exchange(None, context))
         await asyncio.sleep(0)  # the stream is there, its join is not
         service.durable(0)
-        context.speak.set()
-        await context.answered.wait()
+        context.speak()
         handling.cancel()
         await asyncio.wait({handling})
         return context.seen
@@ -127,14 +117,9 @@ class Greedy(Context):
         self.asked = 0
         self._prediction = predict(settings, "a", 0)
 
-    async def read(self) -> pb.PeerMessage:
+    def receive(self, then: Then) -> None:
         self.asked += 1
-        await asyncio.sleep(0)
-        return join("a") if self.asked == 1 else self._prediction
-
-    async def write(self, message: pb.CoordinatorMessage) -> None:
-        self.seen.append(message.WhichOneof("kind"))
-        await self.release.wait()
+        asyncio.get_running_loop().call_soon(then, join("a") if self.asked == 1 else self._prediction)
 
 
 def test_guarantee_7_from_who_does_not_read_no_more_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,8 +130,7 @@ def test_guarantee_7_from_who_does_not_read_no_more_is_read(tmp_path: Path, monk
     async def repeat() -> None:
         session = Session(settings, 0.0)
         service = CoordinatorService(session, "", RunFolder(tmp_path, ""), lambda _: None, lambda _: None)
-        other, greedy = Context(), Greedy(settings)
-        other.release.set()
+        greedy = Greedy(settings)
         session.handle(Joined(99, "b", "b", "", PROTOCOL_VERSION, data()), 0.0)
         position, ids = batch(settings, 0)
         handling = asyncio.create_task(service.Exchange(None, greedy))
@@ -161,8 +145,9 @@ def test_guarantee_7_from_who_does_not_read_no_more_is_read(tmp_path: Path, monk
                 await asyncio.sleep(0)
         ((connection, _),) = service._connections.values()
         assert QUEUED < len(connection.outgoing) < 250
-        greedy.release.set()
         while greedy.asked < 2 * asked:  # who reads again is heard again
+            assert greedy.written is not None
+            greedy.written()
             await asyncio.sleep(0)
         handling.cancel()
         await asyncio.wait({handling})
