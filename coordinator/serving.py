@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _raw: Any = cygrpc
 _NO_FLAGS = 0
+_TIMEOUT = _raw.CompletionType.queue_timeout
 
 MOST_SECONDS = 0.05
 """How long gRPC alone is waited for: what else there is, a signal say, may come as late as this."""
@@ -45,20 +46,33 @@ class Loop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self.grpc = _raw.CompletionQueue()
         self._waking: Any = None
-        super().__init__(_Selector(self.grpc))
+        self._waiting = _Selector(self.grpc)
+        super().__init__(self._waiting)
 
     def wake_by(self, call: Any) -> None:
         """Let other threads wake this loop by a call that is open; None if there is none."""
         self._waking = call
 
-    def call_soon_threadsafe(  # pyright: ignore[reportIncompatibleMethodOverride] # the same, less generic
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
+        """See `asyncio.loop.call_soon`."""
+        self._waiting.enough = True
+        return super().call_soon(callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """See `asyncio.loop.call_at`."""
+        self._waiting.enough = True
+        return super().call_at(when, callback, *args, context=context)
+
+    def call_soon_threadsafe(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         """See `asyncio.loop.call_soon_threadsafe`; without an open call, the loop sees to it within `MOST_SECONDS`."""
         handle = super().call_soon_threadsafe(callback, *args, context=context)
         call = self._waking
         if call is not None:
-            call.start_server_batch((), _ignore)  # nothing, which is done at once
+            call.start_server_batch((), self._woken)  # nothing, which is done at once
         return handle
 
     def close(self) -> None:
@@ -69,24 +83,33 @@ class Loop(asyncio.SelectorEventLoop):
                 pass
         super().close()
 
+    def _woken(self, _: Any) -> None:
+        self._waiting.enough = True
+
 
 class _Selector(selectors.DefaultSelector):
-    """Waits for gRPC, whose events it has taken in when it returns, and then looks at the files."""
+    """Waits for gRPC and takes in what comes, until there is other work for the loop; then looks at the files."""
 
     def __init__(self, queue: Any) -> None:
         super().__init__()
         self._queue = queue
+        self.enough = False
+        """Whether what was taken in gave the loop work."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         seconds = MOST_SECONDS if timeout is None else min(MOST_SECONDS, timeout)
-        event = self._queue.poll(time.time() + seconds if seconds > 0 else 0)
-        while event.completion_type != _raw.CompletionType.queue_timeout:
+        until = time.time() + seconds if seconds > 0 else 0
+        self.enough = False
+        event = self._queue.poll(until)
+        while event.completion_type != _TIMEOUT:
             try:
                 event.tag(event)
             except Exception:
                 log.exception("an event of gRPC")
             event = None  # or gRPC keeps the call that it belongs to
-            event = self._queue.poll(0)
+            if self.enough:
+                break
+            event = self._queue.poll(until)
         return super().select(0)
 
 
