@@ -169,7 +169,8 @@ def to_batch(rows: Sequence[tuple[Row, bytes]]) -> pa.RecordBatch:
     def lists(arrays: list[np.ndarray], item: pa.DataType) -> pa.Array:
         offsets = np.zeros(len(arrays) + 1, np.int32)
         np.cumsum([a.size for a in arrays], out=offsets[1:])
-        values = pa.array(np.concatenate([a.reshape(-1) for a in arrays]), item)
+        flat = [a.reshape(-1) for a in arrays]
+        values = pa.array(np.concatenate(flat) if len(flat) > 1 else flat[0], item)
         return pa.ListArray.from_arrays(offsets, values, type=_list(item))
 
     columns = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,6 +30,7 @@ _THINNED = "entangled.thinned"
 """In a Parquet file's metadata: predictions were dropped from it."""
 _DELTA = ["step", "index", "sample_ids.list.element", "received_at", "wait_us", "bytes"]
 _DICTIONARY = ["peer", "members.list.element", "weight", "digest", "rows", "classes", "staleness"]
+_LARGE_BYTES = 256 * 1024
 _ROW_GROUP_BYTES = 16 * 1024 * 1024
 
 
@@ -131,7 +132,8 @@ class Writer:
     def flush(self) -> None:
         """Put every appended row on disk."""
         if self._pending and self._stream is not None and self._file is not None:
-            self._stream.write_batch(to_batch(self._pending))
+            for rows in _together(self._pending):
+                self._stream.write_batch(to_batch(rows))
             self._pending.clear()
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -177,6 +179,12 @@ class Writer:
             self._stream.close()
             self._file.close()
         self._stream = self._file = None
+
+
+def _together(pending: Sequence[tuple[Row, bytes]]) -> Iterator[Sequence[tuple[Row, bytes]]]:
+    """Rows that make a batch: all of them, or each its own where a prediction is so large that it had better not move."""
+    large = any(row.prediction is not None and row.prediction.nbytes >= _LARGE_BYTES for row, _ in pending)
+    return (pending[i : i + 1] for i in range(len(pending))) if large else iter((pending,))
 
 
 def _end(file: pq.ParquetFile) -> int:
