@@ -210,6 +210,7 @@ class _Entering:
         self._context, self._caller, self._waiting = context, caller, waiting
         self._joined = False
         self._first: asyncio.Task[None] | None = None
+        self._then: Then | None = None
         self.write, self.send, self.abort, self.peer = context.write, context.send, context.abort, context.peer
 
     async def read(self) -> Any:
@@ -221,19 +222,19 @@ class _Entering:
 
     def receive(self, then: Then) -> None:
         """Have `then` told the next message, or the error why it may not come in; see `serving.Call`."""
-        if not self._joined:
+        self._then = then
+        if self._joined:
+            self._context.receive(self._checked)
+        else:
             self._first = asyncio.get_running_loop().create_task(self._receive_first(then))
-            return
 
-        def checked(message: Any) -> None:
-            try:
-                self._check(message)
-            except EntangledError as error:
-                then(error)
-                return
-            then(message)
-
-        self._context.receive(checked)
+    def _checked(self, message: Any) -> None:
+        try:
+            self._check(message)
+        except EntangledError as error:
+            message = error
+        if self._then is not None:
+            self._then(message)
 
     async def _receive_first(self, then: Then) -> None:
         try:

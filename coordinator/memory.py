@@ -71,8 +71,8 @@ class Memory:
         """
         self.durable = durable
         forgotten = min(durable, complete - self._remembered)
-        while self._recent and (first := next(iter(self._recent))) < forgotten:
-            del self._recent[first]
+        for index in [index for index in self._recent if index < forgotten]:
+            del self._recent[index]
         if not self._held:
             return []
         end = durable + self.window

@@ -127,6 +127,8 @@ class Call:
         self._parse: Any = handler.request_deserializer or bytes
         self._serialise: Any = handler.response_serializer or bytes
         self._greeted = self._ended = False
+        self._then: Then = _ignore
+        self._sent: Callable[[], None] = _nothing
 
     def invocation_metadata(self) -> Sequence[tuple[str, Any]]:
         """What the caller has sent with the call."""
@@ -142,25 +144,25 @@ class Call:
 
     def receive(self, then: Then) -> None:
         """Have `then` told the next message; one at a time."""
+        self._then = then
+        self._call.start_server_batch((_raw.ReceiveMessageOperation(_NO_FLAGS),), self._came)
 
-        def came(event: Any) -> None:
-            data = event.batch_operations[0].message()
-            if data is None:
-                then(None)
-                return
+    def _came(self, event: Any) -> None:
+        data, found = event.batch_operations[0].message(), None
+        if data is not None:
             try:
-                message = self._parse(data)
+                found = self._parse(data)
             except DecodeError as error:
-                then(error)
-                return
-            then(message)
-
-        self._call.start_server_batch((_raw.ReceiveMessageOperation(_NO_FLAGS),), came)
+                found = error
+        self._then(found)
 
     def send(self, message: Any, then: Callable[[], None]) -> None:
         """Send a message, and call `then` when it is on its way, or never will be; one at a time."""
-        operation = _raw.SendMessageOperation(self._serialise(message), _NO_FLAGS)
-        self._start((operation,), lambda _: then())
+        self._sent = then
+        self._start((_raw.SendMessageOperation(self._serialise(message), _NO_FLAGS),), self._gone)
+
+    def _gone(self, _: Any) -> None:
+        self._sent()
 
     async def read(self) -> Any:
         """The next message; `grpc.aio.EOF` after the last."""
@@ -341,4 +343,8 @@ def _bound(address: str, port: int) -> int:
 
 
 def _ignore(_: Any) -> None:
+    pass
+
+
+def _nothing() -> None:
     pass
