@@ -139,7 +139,7 @@ def main(
     ] = None,
 ) -> None:
     """Measure in turns and print every rate, the medians and our ratio to each."""
-    exchanges = exchanges or max(60, 4000 * 8 // (peers * peers) * 80 // max(rows * classes, 80) * 4 // 8)
+    exchanges = exchanges or max(300, 96_000 // (peers * peers) * 80 // max(rows * classes, 80))
     contenders = {**CONTENDERS}
     if flower_python is not None:
         contenders["flower"] = lambda *size: flower(*size, python=flower_python)

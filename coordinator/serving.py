@@ -29,6 +29,9 @@ _TIMEOUT = _raw.CompletionType.queue_timeout
 MOST_SECONDS = 0.05
 """How long gRPC alone is waited for: what else there is, a signal say, may come as late as this."""
 
+CLOSING_SECONDS = 5.0
+"""How long gRPC may take to let go of everything."""
+
 WAITING_CALLS = 16
 """New calls that gRPC may hand over without being asked again."""
 
@@ -79,7 +82,8 @@ class Loop(asyncio.SelectorEventLoop):
         """See `asyncio.loop.close`."""
         if not self.is_closed():
             self.grpc.shutdown()
-            while self.grpc.poll(time.time() + 1).completion_type != _raw.CompletionType.queue_shutdown:
+            give_up = time.time() + CLOSING_SECONDS
+            while self.grpc.poll(give_up).completion_type not in (_raw.CompletionType.queue_shutdown, _TIMEOUT):
                 pass
         super().close()
 
@@ -261,7 +265,7 @@ class Server:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace)
         self._server.cancel_all_calls()
-        await stopped
+        await asyncio.wait({stopped}, timeout=CLOSING_SECONDS)
         self._server.destroy()
 
     def _await_call(self) -> None:

@@ -90,7 +90,7 @@ class Stream:
             for spoken in codec.unbundled(found):
                 if not self.ended:
                     self._take(self, spoken)
-        except EntangledError as error:
+        except Exception as error:  # whoever waits for the end hears of it
             self._finish(error)
             return
         self.read()
@@ -113,7 +113,7 @@ class Stream:
             self._written.set_result(None)
         self.read()
 
-    def _finish(self, error: EntangledError | None) -> None:
+    def _finish(self, error: Exception | None) -> None:
         if self.over.done():
             return
         if error is None:

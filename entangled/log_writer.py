@@ -182,7 +182,7 @@ class Writer:
 
 
 def _together(pending: Sequence[tuple[Row, bytes]]) -> Iterator[Sequence[tuple[Row, bytes]]]:
-    """Rows that make a batch: all of them, or each its own where a prediction is so large that it had better not move."""
+    """Rows that make a batch: all of them, or each one where a prediction is so large that it had better not move."""
     large = any(row.prediction is not None and row.prediction.nbytes >= _LARGE_BYTES for row, _ in pending)
     return (pending[i : i + 1] for i in range(len(pending))) if large else iter((pending,))
 

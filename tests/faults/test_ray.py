@@ -54,8 +54,8 @@ def test_what_a_cluster_loses_changes_nothing(tmp_path: Path) -> None:
         until(lambda: seen(len(list(run.glob("exchange/*"))) > reached), "another epoch")
         (coordinator,) = (pid for pid, line in processes(str(cluster.stations)).items() if " -m coordinator " in line)
         (files,) = cluster.stations.glob("entangled-*/*/coordinator/run")
-        shutil.rmtree(files.parent, ignore_errors=True)
-        os.kill(parent(coordinator), signal.SIGKILL)  # and what it had not copied, with it
+        os.kill(parent(coordinator), signal.SIGKILL)
+        shutil.rmtree(files.parent, ignore_errors=True)  # what was not copied is lost, too
 
         assert process.wait(180) == 0, output.read_text()
         said = output.read_text()
