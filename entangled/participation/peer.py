@@ -33,7 +33,7 @@ class Batch(Place):
         course: Course,
         position: Position,
         ids: SampleIds,
-        due: Callable[[Position], list[Batch]],
+        due: Callable[[Batch], list[Batch]],
         following: SampleIds | None = None,
     ) -> None:
         super().__init__(course, position, ids)
@@ -85,7 +85,7 @@ class Batch(Place):
                     ahead.submit(model(x[ahead.ids]))
                 target = batch.result()
         """
-        return self._due(self.position)
+        return self._due(self)
 
     def report(self, **values: float) -> None:
         """Tell how training goes: scalars by name, of the epoch so far, say `loss` and `accuracy`.
@@ -189,9 +189,10 @@ class Peer:
             self.course.lookahead, self._asked = self.way.lookahead(step_seconds), True
         return self.course.lookahead
 
-    def _due(self, position: Position) -> list[Batch]:
+    def _due(self, batch: Batch) -> list[Batch]:
         self.look_ahead()
-        return [self._batch(self.course.layout.position(index)) for index in self.course.due(position)]
+        due = map(self.course.layout.position, self.course.due(batch.position))
+        return [batch if position == batch.position else self._batch(position) for position in due]
 
     def __iter__(self) -> Peer:
         return self
