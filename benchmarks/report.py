@@ -113,8 +113,8 @@ is the median of the rounds' ratios, all else the median. Only ratios of one run
 for each peer. Two bare barriers have the same options, messages and means on a server that does no more: `bare` on
 `grpc.aio` and uvloop, as one would write it, and `polled` on the layer of grpc that we use, without any thread beside
 the one that works ([polled.py](../benchmarks/polled.py)). What `polled`, which does none of our work, reaches in our
-place is the last column: nothing in Python on this library can do better. (At 256 × 1000 it is what we reach without the
-log.) Flower is measured where `FLOWER_PYTHON` names the Python of an environment that has it
+place is the last column: nothing in Python on this library can do better. (At 256 × 1000 it is what we reach without
+the log.) Flower is measured where `FLOWER_PYTHON` names the Python of an environment that has it
 ([flower_barrier.py](../benchmarks/flower_barrier.py)).
 """
 
