@@ -32,7 +32,7 @@ COMMANDS = {
     "notebook, steps a second": "benchmarks.notebook",
     "waiting for the exchange itself": "benchmarks.waiting",
     "catching up after a restart": "benchmarks.catching_up",
-    "coordinator 50 ms away": "benchmarks.lookahead",
+    "coordinator 50 ms away": "benchmarks.lookahead --steps 600",
     "exchange of 2 peers, 64 × 50,257": "benchmarks.exchange --rows 64 --classes 50257 --exchanges 20 --only bare "
     "--only float16 --only sparse",
     "coordinator's memory": "benchmarks.memory --exchanges 10000 --exchanges 300000",
