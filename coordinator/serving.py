@@ -144,7 +144,7 @@ class Call:
 
     def peer(self) -> str:
         """The caller's address."""
-        return self._call.peer().decode()
+        return self._call.peer().decode(errors="replace")
 
     def receive(self, then: Then) -> None:
         """Have `then` told the next message; one at a time."""
@@ -297,7 +297,7 @@ class Server:
 
 class _Details(grpc.HandlerCallDetails):
     def __init__(self, event: Any) -> None:
-        self.method = event.call_details.method.decode()
+        self.method = event.call_details.method.decode(errors="replace")
         self.invocation_metadata = event.invocation_metadata
 
 

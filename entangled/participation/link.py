@@ -46,6 +46,9 @@ heartbeats."""
 WATCH_SECONDS = 1.0
 """How late a wait may end that nothing comes for."""
 
+CLOSING_SECONDS = 5.0
+"""How long the end of a link may take."""
+
 RETRY_SECONDS = 0.2
 ROUND_TRIP_SECONDS = 60.0
 """How long a reply that waits for nobody else may take."""
@@ -162,10 +165,12 @@ class Link:
     def close(self) -> None:
         """Drop the connection."""
         self._closed.set()
-        with self.lock:
+        # A signal whose handler raises within gRPC may leave its channel locked, and whoever waits for that locks this.
+        if self.lock.acquire(timeout=CLOSING_SECONDS):
             if self._stream is not None:
                 self._abandon(self._stream, UnreachableError("its stream was left"))
-        self._watcher.join()
+            self.lock.release()
+        self._watcher.join(CLOSING_SECONDS)
         self._grpc.close()
 
     @property
@@ -302,8 +307,8 @@ class Link:
         finally:
             self.lock.acquire()
             stream.being_read = False
-            if stream.over:  # what waited was interrupted
-                self._ended(stream, stream.error)
+            if stream.over:  # an exception has come in between, maybe while gRPC's channel was locked
+                self._renew(stream, "its stream was left")
         message = stream.take(event)
         if message is not None and stream is self._stream:
             for spoken in message.bundle.messages if message.HasField("bundle") else (message,):
