@@ -22,6 +22,8 @@ fi
 scratch=$(mktemp -d)
 run=compose-hosts-test-$$
 host=$(docker network inspect bridge -f '{{(index .IPAM.Config 0).Gateway}}')
+# Docker 20 may name the bridge's gateway only after its second start.
+[ -n "$host" ] || host=$(ip -4 -o addr show docker0 | sed 's/.* inet \([0-9.]*\).*/\1/')
 port=$((20000 + $$ % 10000))
 
 # project NAME FILE ARGUMENTS…: as on the host of that name
