@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.25
 HEARTBEAT_SECONDS = 30.0
 WATCH_SECONDS = 0.25
-FAREWELL_SECONDS = 1.0
+REST_SECONDS = 1.0
 """How long what is left to be said on a stream may take, once it has ended."""
 
 
@@ -173,7 +173,7 @@ class CoordinatorService(CoordinatorServicer):
                 self._archives.pop(connection, None)
                 self._handle(Disconnected(connection))
             stream.end()
-            await stream.written(FAREWELL_SECONDS)  # gRPC could not send the status after a message that is cut off
+            await stream.written(REST_SECONDS)  # gRPC could not send the status after a message that is cut off
         if stream.error is not None:
             await _abort(context, stream.error)
 

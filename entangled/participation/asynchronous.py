@@ -118,7 +118,8 @@ class AsyncPeer:
     async def look_ahead(self, step_seconds: Callable[[], float] = float) -> int:
         """See `entangled.Peer.look_ahead`."""
         if not self._asked:
-            self.course.lookahead = await self._way.do(self._way.client.lookahead, step_seconds)
+            taken = step_seconds() if self._way.client.decided is None else 0.0  # here, where the loop's model is
+            self.course.lookahead = await self._way.do(self._way.client.lookahead, lambda: taken)
             self._asked = True
         return self.course.lookahead
 
