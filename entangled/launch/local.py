@@ -15,6 +15,7 @@ import grpc
 from entangled import atomic
 from entangled.credentials import NOTHING, Credentials
 from entangled.errors import RunFailedError
+from entangled.exchange_log import partitions
 from entangled.experiment import Experiment
 from entangled.experiment_file import dumps
 from entangled.launch.processes import Role, stop
@@ -72,7 +73,8 @@ def run(
                 alone = folder / "peers" / names[0] / "peer.log"
                 log = folder / f"process-{number}.log" if len(names) > 1 else alone
                 roles.append(Role(called, train, log, len(names)))
-            watch = Watch(address, observe, roles={name: called for called, names in shares.items() for name in names})
+            called = {name: called for called, names in shares.items() for name in names}
+            watch = Watch(address, observe, roles=called, run=folder)
             try:
                 supervise(roles, watch, say, experiment.exchange.least if experiment.exchange.continues else None)
             except RunFailedError as error:
@@ -106,8 +108,9 @@ def _how_to_go_on(folder: Path) -> str:
 class Progressing(Protocol):
     """Knows how far every role is."""
 
-    reached: dict[str, int]
-    """By the role's name; more is further."""
+    def reached(self, role: str) -> int:
+        """How far a role is, by its name; more is further."""
+        ...
 
 
 def supervise(roles: list[Role], watch: Progressing, say: Callable[[str], None], min_peers: int | None = None) -> None:
@@ -125,8 +128,8 @@ def supervise(roles: list[Role], watch: Progressing, say: Callable[[str], None],
     roles, reached, late = [*roles], dict[str, int](), set[str]()
     while any(role.exit_code != 0 for role in roles):
         for role in roles:
-            if watch.reached.get(role.name, 0) > reached.get(role.name, 0):
-                reached[role.name], role.restarts = watch.reached[role.name], 0
+            if (role.exit_code or 0) < 0 and (far := watch.reached(role.name)) > reached.get(role.name, 0):
+                reached[role.name], role.restarts = far, 0
         _start_again(roles, say, late)
         _check(roles, say, min_peers)
         time.sleep(POLL_SECONDS)
@@ -168,7 +171,8 @@ def _failed(roles: list[Role]) -> list[Role]:
 class Watch:
     """Follows the coordinator's Watch on a thread, also when it was away.
 
-    `roles` says which role is a peer's, by the peer's name, where it is not that peer's alone.
+    `roles` says which role is a peer's, by the peer's name, where it is not that peer's alone. How far the coordinator
+    is, its log in `run` tells: one that dies soon after every start is never followed for long enough.
     """
 
     def __init__(
@@ -177,13 +181,19 @@ class Watch:
         observe: Observer,
         shown: Credentials = NOTHING,
         roles: Mapping[str, str] | None = None,
+        run: Path | None = None,
     ) -> None:
         self._roles = roles or {}
-        self.reached: dict[str, int] = {}
+        self._run = run
+        self._reached: dict[str, int] = {}
         self._address, self._shown = address, shown
         self._observe = observe
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
+
+    def reached(self, role: str) -> int:
+        """How far a role is; more is further."""
+        return _recorded(self._run) if role == COORDINATOR and self._run else self._reached.get(role, 0)
 
     def join(self) -> None:
         """Wait a moment for the last activity."""
@@ -204,7 +214,15 @@ class Watch:
                     time.sleep(POLL_SECONDS)  # the supervisor knows more about why
 
     def _note(self, activity: pb.Activity) -> None:
-        self.reached[COORDINATOR] = activity.complete
         for peer in activity.peers:
             role = self._roles.get(peer.name, f"peer {peer.name}")
-            self.reached[role] = max(self.reached.get(role, 0), (peer.epoch << 32) + peer.step)
+            self._reached[role] = max(self._reached.get(role, 0), (peer.epoch << 32) + peer.step)
+
+
+def _recorded(run: Path) -> int:
+    """Grows with what is in a run's log, within an epoch and from one to the next."""
+    try:
+        epoch, path = partitions(run)[-1]
+        return (epoch << 48) + path.stat().st_size
+    except (IndexError, FileNotFoundError):  # there is none yet, or it is just being put in a partition's place
+        return 0

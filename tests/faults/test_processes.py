@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from entangled.errors import RunFailedError
+from entangled.exchange_log import stream_path
 from entangled.launch import local
 from entangled.launch import processes as launcher
 from entangled.launch.processes import Role, stop
@@ -82,8 +83,11 @@ signal.pause()
 class Watched:
     """Stands in for what follows the coordinator."""
 
-    def __init__(self, **reached: int) -> None:
-        self.reached = reached
+    def __init__(self, **far: int) -> None:
+        self.far = far
+
+    def reached(self, role: str) -> int:
+        return self.far.get(role, 0)
 
 
 def test_a_role_that_is_killed_again_and_again_ends_the_run(tmp_path: Path) -> None:
@@ -107,16 +111,15 @@ def test_a_role_that_fails_ends_the_run_at_once(tmp_path: Path) -> None:
 def test_a_role_that_is_killed_again_and_again_is_given_up_where_the_others_go_on(tmp_path: Path) -> None:
     """Though the others get on meanwhile: that is not its own progress."""
 
-    class OthersGetOn(dict[str, int]):
-        def get(self, role: str, default: int = 0) -> int:
-            self["coordinator"] = self["peer idle"] = self["coordinator"] + 1
-            return super().get(role, default)
+    class OthersGetOn(Watched):
+        def reached(self, role: str) -> int:
+            self.far["coordinator"] = self.far["peer idle"] = self.far["coordinator"] + 1
+            return super().reached(role)
 
     said: list[str] = []
     roles = [start("idle", tmp_path), start("idle", tmp_path), start("killed", tmp_path)]
     roles[0].name = "coordinator"
-    watched = Watched()
-    watched.reached = OthersGetOn({"coordinator": 1, "peer killed": 7})
+    watched = OthersGetOn(**{"coordinator": 1, "peer killed": 7})
 
     def say(line: str) -> None:
         said.append(line)
@@ -137,12 +140,25 @@ def test_a_role_that_gets_on_between_its_deaths_is_started_again_as_often_as_it_
 
     def say(line: str) -> None:
         said.append(line)
-        watched.reached["peer killed"] += len(said) <= 3
+        watched.far["peer killed"] += len(said) <= 3
 
     with pytest.raises(RunFailedError):
         local.supervise(roles, watched, say)
     assert len(said) == 3 + local.RESTARTS
     stop(roles)
+
+
+def test_how_far_the_coordinator_is_stands_in_its_log(tmp_path: Path) -> None:
+    """A coordinator that dies soon after every start is never asked in time."""
+    watch = local.Watch(f"unix:{tmp_path}/nobody.sock", lambda _: None, run=tmp_path)
+    far = [watch.reached("coordinator")]
+    for epoch, content in ((1, b"x"), (1, b"xy"), (2, b"x")):
+        stream = stream_path(tmp_path, epoch)
+        stream.parent.mkdir(exist_ok=True)
+        stream.write_bytes(content)
+        far.append(watch.reached("coordinator"))
+    assert far == sorted(set(far))
+    assert watch.reached("peer cnn") == 0
 
 
 @pytest.mark.parametrize(("min_peers", "goes_on"), [(1, True), (2, False)])

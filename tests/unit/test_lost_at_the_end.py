@@ -39,7 +39,7 @@ class Role:
 
 def test_guarantee_6_on_one_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "POLL_SECONDS", 0)
-    watch = SimpleNamespace(reached={})
+    watch = SimpleNamespace(reached=lambda _: 0)
     coordinator, peer, other = Role("coordinator", 0, 0), Role("peer cnn", -9, 0), Role("peer mlp", 0)
     roles: Any = [coordinator, other, peer]
     local.supervise(roles, watch, lambda _: None)
@@ -49,7 +49,7 @@ def test_guarantee_6_on_one_host(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nobody_is_started_again_who_ends_by_himself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "POLL_SECONDS", 0)
     roles: Any = [Role("coordinator", 0), Role("peer cnn", 0), Role("peer mlp", 0)]
-    local.supervise(roles, SimpleNamespace(reached={}), lambda _: None)
+    local.supervise(roles, SimpleNamespace(reached=lambda _: 0), lambda _: None)
     assert [role.restarts for role in roles] == [0, 0, 0]
 
 
