@@ -31,9 +31,9 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 class Stream:
     """A call of `Exchange`, which always knows why it has ended. Its users agree on who calls; see `link.Link`.
 
-    What comes is asked for as long as the stream lasts: gRPC gives the status only to those who have read every
-    message. A message is handed over when the one before it is on its way; what gathers meanwhile goes as a bundle, if
-    it may.
+    Who waits asks for the next message: while the coordinator is busy with what was sent, and not when its answer has
+    just come. gRPC gives the status only to those who have read every message. A message is handed over when the one
+    before it is on its way; what gathers meanwhile goes as a bundle, if it may.
 
     Args:
         channel: gRPC's.
@@ -50,6 +50,8 @@ class Stream:
         self._why: EntangledError | None = None
         self._outgoing: deque[pb.PeerMessage] = deque()
         self._pending = {_BEGUN, _CAME, _ENDED}
+        self._asked = True
+        """Whether gRPC has been asked for the next message; for the first it is with the call."""
         begun = _raw.SendInitialMetadataOperation(metadata, _WAIT_FOR_READY), _raw.ReceiveInitialMetadataOperation(0)
         ended = (_raw.ReceiveStatusOnClientOperation(_NO_FLAGS),)  # without which the call would not last
         came = (_raw.ReceiveMessageOperation(_NO_FLAGS),)
@@ -92,6 +94,9 @@ class Stream:
         An exception, which is what a signal's handler raises, is the end of the stream.
         """
         try:
+            if not self._asked and _CAME in self._pending:
+                self._asked = True
+                self._call.operate((_raw.ReceiveMessageOperation(_NO_FLAGS),), _CAME)
             return self._call.next_event()
         except BaseException:
             self._pending.clear()
@@ -100,12 +105,15 @@ class Stream:
 
     def take(self, event: Any) -> pb.CoordinatorMessage | None:
         """Take in what `wait` gave; the message, if it is one."""
-        self._pending.discard(event.tag)
         if event.tag == _CAME:
+            self._asked = False
             return self._came(event.batch_operations[0].message())
+        self._pending.discard(event.tag)
         if event.tag == _SENT:
             self._flush()
         elif event.tag == _ENDED:
+            if not self._asked:
+                self._pending.discard(_CAME)
             (status,) = event.batch_operations
             code = _CODES.get(status.code(), grpc.StatusCode.UNKNOWN)
             if self._why is None and code is not grpc.StatusCode.OK:
@@ -121,21 +129,19 @@ class Stream:
 
     def _came(self, data: bytes | None) -> pb.CoordinatorMessage | None:
         if data is None:
+            self._pending.discard(_CAME)
             return None  # the status says why
         try:
             message = pb.CoordinatorMessage.FromString(data)
         except DecodeError:
+            self._pending.discard(_CAME)
             self.cancel(ProtocolError(f"what the coordinator at {self._address} sends is no message"))
             return None
         self.heard += 1
-        self._start(_CAME, _raw.ReceiveMessageOperation(_NO_FLAGS))
         return message
 
     def _flush(self) -> None:
         if self._outgoing and _SENT not in self._pending and _ENDED in self._pending:
             message = codec.next_spoken(self._outgoing, codec.bundle_of_peers)
-            self._start(_SENT, _raw.SendMessageOperation(message.SerializeToString(), _NO_FLAGS))
-
-    def _start(self, what: str, operation: Any) -> None:
-        self._pending.add(what)
-        self._call.operate((operation,), what)
+            self._pending.add(_SENT)
+            self._call.operate((_raw.SendMessageOperation(message.SerializeToString(), _NO_FLAGS),), _SENT)
