@@ -6,6 +6,7 @@ grpc_settings.apply()
 allocator.keep_freed()
 
 import contextlib  # noqa: E402
+import gc  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -17,6 +18,10 @@ from entangled import atomic, experiment_file, process  # noqa: E402
 
 SWITCH_SECONDS = 0.0005
 """How long the event loop waits for the interpreter while the recorder has it; Python's own 5 ms are ten exchanges."""
+
+MORE_OBJECTS = 50_000
+"""So many more of them before Python looks for garbage among them: an exchange leaves none, and what it is made of lives
+until it is on disk, which is longer than 700 objects (Python's own number) take to come."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -68,6 +73,8 @@ def _serve(
     from coordinator.server import serve
 
     sys.setswitchinterval(SWITCH_SECONDS)
+    gc.freeze()
+    gc.set_threshold(MORE_OBJECTS)
     _give_way()
     atomic.private_folder(run_dir)
     process.log_to(run_dir / "coordinator.log")

@@ -127,26 +127,26 @@ class Recorder:
         return items[-1] is None
 
     def _append(self, exchange: Exchange, measured: npt.NDArray[np.float32] | None) -> None:
-        members = tuple(exchange.arrivals)
-        for place, (peer, arrival) in enumerate(exchange.arrivals.items()):
-            rows, classes = arrival.probabilities.shape
+        position, index, sample_ids, digest, weight, arrivals, staleness, completed = exchange
+        members = tuple(arrivals)
+        for place, (peer, (probabilities, received_at, size, at)) in enumerate(arrivals.items()):
             self._writer.append(
                 Row(
-                    exchange.position,
-                    exchange.index,
+                    position,
+                    index,
                     peer,
                     members,
-                    exchange.weight,
-                    exchange.sample_ids,
-                    exchange.digest,
-                    (rows, classes),
-                    arrival.probabilities,
-                    None if measured is None else prediction_digest(arrival.probabilities),
+                    weight,
+                    sample_ids,
+                    digest,
+                    probabilities.shape,
+                    probabilities,
+                    None if measured is None else prediction_digest(probabilities),
                     None if measured is None else measured[place],
-                    exchange.staleness,
-                    arrival.received_at,
-                    round((exchange.at - arrival.at) * 1e6),
-                    arrival.size,
+                    staleness,
+                    received_at,
+                    round((completed - at) * 1e6),
+                    size,
                 )
             )
 

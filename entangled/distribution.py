@@ -33,6 +33,9 @@ CACHED = 64 * 1024
 _add, _least, _most = np.add.reduce, np.minimum.reduce, np.maximum.reduce
 _LOW, _HIGH = 1 - TOLERANCE * 0.9, 1 + TOLERANCE * 0.9
 """Sums between which a row need not be looked at again in float64."""
+_EXACT = np.dtype("<f4")
+_HASH = hashlib.blake2b(digest_size=DIGEST_SIZE)
+
 _FEW = 1024
 """So many probabilities are summed sooner as a product, and the sums compared one by one."""
 
@@ -359,7 +362,11 @@ def entropy(p: npt.NDArray[np.floating]) -> Floats:
 
 def prediction_digest(prediction: Probabilities) -> bytes:
     """BLAKE2b-128 over a prediction as little-endian float32, row by row."""
-    return hashlib.blake2b(np.ascontiguousarray(prediction, dtype="<f4").data, digest_size=DIGEST_SIZE).digest()
+    if prediction.dtype != _EXACT or not prediction.flags.c_contiguous:
+        prediction = np.ascontiguousarray(prediction, dtype=_EXACT)
+    found = _HASH.copy()
+    found.update(prediction)  # pyright: ignore[reportArgumentType] # it is a buffer
+    return found.digest()
 
 
 def statistics(predictions: npt.NDArray[np.float32], combination: Combination = MEAN) -> npt.NDArray[np.float32]:

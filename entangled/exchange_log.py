@@ -15,8 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +63,9 @@ SCHEMA = pa.schema(
 
 _BATCH_BYTES = 4 * 1024 * 1024
 """What a Parquet file is read in."""
+_NUMBERS = struct.Struct("<iiqfiiiqqiii").pack
+"""What the chain takes in of numbers and lengths."""
+_HASH = hashlib.blake2b(digest_size=DIGEST_SIZE)
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
@@ -116,35 +118,30 @@ def digest_of(row: Row) -> bytes:
 
 def chain(previous: bytes, row: Row) -> bytes:
     """BLAKE2b-128 over the previous row's chain and every column of `row`; of its prediction, over the digest."""
-    peer, members = row.peer.encode(), _listed(row.members)
-    parts = (
-        previous,
-        struct.pack(
-            "<iiqfiiiqqiii",
-            *row.position,
-            row.index,
-            row.weight,
-            *row.shape,
-            row.staleness,
-            row.received_at,
-            row.wait_us,
-            row.bytes,
-            len(peer),
-            len(members),
-        ),
-        peer,
-        members,
-        row.digest,
-        row.sample_ids.astype("<i8", copy=False).tobytes(),
-        digest_of(row),
-        b"" if row.statistics is None else row.statistics.astype("<f4").tobytes(),
-    )
-    return hashlib.blake2b(b"".join(parts), digest_size=DIGEST_SIZE).digest()
+    return chained(previous, (row,))[0]
 
 
-@lru_cache(maxsize=4)
-def _listed(members: tuple[str, ...]) -> bytes:
-    return ",".join(members).encode()  # no name has a comma
+def chained(previous: bytes, rows: Iterable[Row]) -> list[bytes]:
+    """`chain` of each of some rows that follow one another; those of an exchange share some of the work."""
+    found: list[bytes] = []
+    seen_ids = seen_members = None
+    ids = listed = b""
+    for row in rows:
+        # Unpacked at once, with a hash that is copied: this runs for every row of a run.
+        position, index, name, members, weight, sample_ids, digest, shape, prediction, known, measured, *rest = row
+        if sample_ids is not seen_ids:
+            seen_ids, ids = sample_ids, sample_ids.astype("<i8", copy=False).tobytes()
+        if members is not seen_members:
+            seen_members, listed = members, ",".join(members).encode()  # no name has a comma
+        peer = name.encode()
+        numbers = _NUMBERS(*position, index, weight, *shape, *rest, len(peer), len(listed))
+        known = known or (digest_of(row) if prediction is None else prediction_digest(prediction))
+        statistics = b"" if measured is None else measured.astype("<f4").tobytes()
+        link = _HASH.copy()
+        link.update(b"".join((previous, numbers, peer, listed, digest, ids, known, statistics)))
+        previous = link.digest()
+        found.append(previous)
+    return found
 
 
 def folder(run: Path) -> Path:
@@ -162,55 +159,61 @@ def partition_path(run: Path, epoch: int) -> Path:
     return folder(run) / f"epoch={epoch:04d}" / "part-0.parquet"
 
 
-def to_batch(rows: Sequence[tuple[Row, bytes]]) -> pa.RecordBatch:
+def to_batch(rows: Sequence[Row], links: Sequence[bytes]) -> pa.RecordBatch:
     """Rows and their chain values as one record batch of `SCHEMA`."""
-    plain, nothing = [row for row, _ in rows], np.empty(0, np.float32)
-
-    def lists(arrays: list[np.ndarray], item: pa.DataType) -> pa.Array:
-        offsets = np.zeros(len(arrays) + 1, np.int32)
-        np.cumsum([a.size for a in arrays], out=offsets[1:])
-        flat = [a.reshape(-1) for a in arrays]
-        values = pa.array(np.concatenate(flat) if len(flat) > 1 else flat[0], item)
-        return pa.ListArray.from_arrays(offsets, values, type=_list(item))
-
+    positions, index, peer, members, weight, ids, digest, shapes, predictions, *rest = zip(*rows, strict=True)
+    prediction_digests, measured, staleness, received_at, wait_us, size = rest
+    nothing = np.empty(0, np.float32)
     columns = [
-        [r.position.step for r in plain],
-        [r.index for r in plain],
-        [r.peer for r in plain],
-        _members(plain),
-        [r.weight for r in plain],
-        lists([r.sample_ids for r in plain], pa.int64()),
-        [r.digest for r in plain],
-        [r.shape[0] for r in plain],
-        [r.shape[1] for r in plain],
-        lists([nothing if r.prediction is None else r.prediction for r in plain], pa.float32()),
-        [r.prediction_digest for r in plain],
-        *_columns([r.statistics for r in plain]),
-        [r.staleness for r in plain],
-        [r.received_at for r in plain],
-        [r.wait_us for r in plain],
-        [r.bytes for r in plain],
-        [link for _, link in rows],
+        [step for _, step in positions],
+        index,
+        peer,
+        _members(members),
+        weight,
+        _lists(ids, pa.int64()),
+        digest,
+        *zip(*shapes, strict=True),
+        _lists([nothing if p is None else p for p in predictions], pa.float32()),
+        prediction_digests,
+        *_columns(measured),
+        staleness,
+        received_at,
+        wait_us,
+        size,
+        links,
     ]
     arrays = [c if isinstance(c, pa.Array) else pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
-def _members(rows: Sequence[Row]) -> pa.Array:
+def _lists(arrays: Sequence[npt.NDArray[Any]], item: pa.DataType) -> pa.Array:
+    """A column of lists, of arrays of `item`; a single one is not copied."""
+    offsets = np.zeros(len(arrays) + 1, np.int32)
+    np.cumsum([a.size for a in arrays], out=offsets[1:])
+    kind = np.dtype(item.to_pandas_dtype())
+    exact = [a if a.dtype == kind and a.flags.c_contiguous else np.ascontiguousarray(a, kind) for a in arrays]
+    joined: Any = b"".join(exact) if len(exact) > 1 else exact[0]  # pyright: ignore[reportArgumentType] # buffers
+    values = pa.Array.from_buffers(item, int(offsets[-1]), [None, pa.py_buffer(joined)])
+    return pa.ListArray.from_arrays(offsets, values, type=_list(item))
+
+
+def _members(members: Sequence[tuple[str, ...]]) -> pa.Array:
     """The members' column. Rows of one exchange share a tuple: 1,000 peers would make a million names of it."""
     distinct: list[tuple[str, ...]] = []
     places: list[int] = []
-    for row in rows:
-        if not distinct or row.members is not distinct[-1]:
-            distinct.append(row.members)
+    for names in members:
+        if not distinct or names is not distinct[-1]:
+            distinct.append(names)
         places.append(len(distinct) - 1)
     return pa.array(distinct, SCHEMA.field("members").type).take(pa.array(places, pa.int32()))
 
 
-def _columns(statistics: Sequence[npt.NDArray[np.float32] | None]) -> list[list[Any]]:
+def _columns(statistics: Sequence[npt.NDArray[np.float32] | None]) -> Sequence[Any]:
     """The statistics' columns, of rows of which some may have none."""
+    if all(s is None for s in statistics):
+        return [pa.nulls(len(statistics), pa.float32())] * len(STATISTICS)
     nothing = [None] * len(STATISTICS)
-    return [list(column) for column in zip(*(nothing if s is None else s.tolist() for s in statistics), strict=True)]
+    return list(zip(*(nothing if s is None else s.tolist() for s in statistics), strict=True))
 
 
 def from_batch(batch: pa.RecordBatch, epoch: int) -> Iterator[tuple[Row, bytes]]:

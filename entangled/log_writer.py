@@ -16,6 +16,7 @@ from entangled.exchange_log import (
     SCHEMA,
     Row,
     chain,
+    chained,
     folder,
     from_batch,
     partition_path,
@@ -60,14 +61,14 @@ class Writer:
         self.members: tuple[str, ...] = ()
         """Who took part in the last one of those."""
         self._epoch = self._thinned = -1
-        self._pending: list[tuple[Row, bytes]] = []
+        self._pending: list[Row] = []
         self._file: pa.OSFile | None = None
         self._stream: pa.RecordBatchStreamWriter | None = None
         self._resume()
 
     @property
     def chain(self) -> bytes:
-        """The chain value of the last appended row."""
+        """The chain value of the last row on disk."""
         return self._chain
 
     def _resume(self) -> None:
@@ -98,16 +99,17 @@ class Writer:
         self._epoch = epoch
         self._file = pa.OSFile(str(temporary), "wb")
         self._stream = pa.ipc.new_stream(self._file, SCHEMA)
-        rows: list[tuple[Row, bytes]] = []
+        rows: list[Row] = []
+        link = self._chain
         with contextlib.suppress(LogError):  # a torn tail: never synced, so nobody was told that it was
             for row, stored in (pair for batch in read_batches(path) for pair in from_batch(batch, epoch)):
-                link = chain(rows[-1][1] if rows else self._chain, row)
+                link = chain(link, row)
                 if link != stored or row.index != self.resumed:
                     break
-                rows.append((row, link))
+                rows.append(row)
                 if len(rows) == len(row.members):
                     self._pending += rows
-                    self._chain, self.resumed, rows = link, self.resumed + 1, []
+                    self.resumed, rows = self.resumed + 1, []
                     self.members = row.members
                     if len(self._pending) >= 1024:
                         self.flush()
@@ -126,14 +128,15 @@ class Writer:
             self._file = pa.OSFile(str(path), "wb")
             self._stream = pa.ipc.new_stream(self._file, SCHEMA)
             atomic.sync(path.parent)
-        self._chain = chain(self._chain, row)
-        self._pending.append((row, self._chain))
+        self._pending.append(row)
 
     def flush(self) -> None:
         """Put every appended row on disk."""
         if self._pending and self._stream is not None and self._file is not None:
             for rows in _together(self._pending):
-                self._stream.write_batch(to_batch(rows))
+                links = chained(self._chain, rows)
+                self._stream.write_batch(to_batch(rows, links))
+                self._chain = links[-1]
             self._pending.clear()
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -181,9 +184,9 @@ class Writer:
         self._stream = self._file = None
 
 
-def _together(pending: Sequence[tuple[Row, bytes]]) -> Iterator[Sequence[tuple[Row, bytes]]]:
+def _together(pending: Sequence[Row]) -> Iterator[Sequence[Row]]:
     """Rows that make a batch: all of them, or each one where a prediction is so large that it had better not move."""
-    large = any(row.prediction is not None and row.prediction.nbytes >= _LARGE_BYTES for row, _ in pending)
+    large = any(row.prediction is not None and row.prediction.nbytes >= _LARGE_BYTES for row in pending)
     return (pending[i : i + 1] for i in range(len(pending))) if large else iter((pending,))
 
 
@@ -202,12 +205,8 @@ def _passing(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def _without_predictions(path: Path, epoch: int, keeps: Callable[[int], bool]) -> Iterator[pa.RecordBatch]:
     for batch in read_batches(path):
         faults.point("coordinator", "in thinning")
-        yield to_batch(
-            [
-                (row if keeps(row.index) else row._replace(prediction=None), link)
-                for row, link in from_batch(batch, epoch)
-            ]
-        )
+        rows, links = zip(*from_batch(batch, epoch), strict=True)
+        yield to_batch([row if keeps(row.index) else row._replace(prediction=None) for row in rows], links)
 
 
 def _to_parquet(batches: Iterable[pa.RecordBatch], target: Path, metadata: dict[str, str] | None = None) -> None:

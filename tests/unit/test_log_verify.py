@@ -217,7 +217,7 @@ def rewrite(run: Path, change: Callable[[int, Any], Any]) -> None:
                 link, number = chain(link, changed), number + 1
                 written.append((changed, link))
         assert len(written) == len(rows)
-        pq.write_table(type(table).from_batches([to_batch(written)]), path)
+        pq.write_table(type(table).from_batches([to_batch(*zip(*written, strict=True))]), path)
 
 
 def test_a_log_rewritten_with_a_chain_of_its_own_is_not_the_runs(tmp_path: Path) -> None:
