@@ -153,6 +153,7 @@ def _most_mib(process: int) -> float:
 def without_log(experiment: Path, run_dir: Path, address: str) -> None:
     """A coordinator whose log takes everything and keeps nothing."""
     import coordinator.server
+    from coordinator.__main__ import configure_process
     from entangled import experiment_file
 
     class Forgetful:
@@ -181,6 +182,7 @@ def without_log(experiment: Path, run_dir: Path, address: str) -> None:
     coordinator.server.Recorder = Forgetful  # pyright: ignore[reportAttributeAccessIssue]
     coordinator.server._summary = lambda *_: {}  # pyright: ignore[reportPrivateUsage] # it reads the log
     run_dir.mkdir(parents=True, exist_ok=True)
+    configure_process()
     coordinator.server.serve(experiment_file.load(str(experiment)), address, run_dir)
 
 

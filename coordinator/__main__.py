@@ -20,8 +20,8 @@ SWITCH_SECONDS = 0.0005
 """How long the event loop waits for the interpreter while the recorder has it; Python's own 5 ms are ten exchanges."""
 
 MORE_OBJECTS = 50_000
-"""So many more of them before Python looks for garbage among them: an exchange leaves none, and what it is made of lives
-until it is on disk, which is longer than 700 objects (Python's own number) take to come."""
+"""So many more of them before Python looks for garbage among them: an exchange leaves none, and what it is made of
+lives until it is on disk, which is longer than 700 objects (Python's own number) take to come."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -72,10 +72,7 @@ def _serve(
     from coordinator import doors
     from coordinator.server import serve
 
-    sys.setswitchinterval(SWITCH_SECONDS)
-    gc.freeze()
-    gc.set_threshold(MORE_OBJECTS)
-    _give_way()
+    configure_process()
     atomic.private_folder(run_dir)
     process.log_to(run_dir / "coordinator.log")
     settings = experiment_file.load(name, overrides)
@@ -84,8 +81,12 @@ def _serve(
     serve(settings, listen, run_dir, lock)
 
 
-def _give_way() -> None:
-    """Never push a peer aside that has woken this process: where cores are few, it has its next batch to prepare."""
+def configure_process() -> None:
+    """What is set for a process that does nothing but coordinate."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    gc.freeze()
+    gc.set_threshold(MORE_OBJECTS)
+    # Never push a peer aside that has woken this process: where cores are few, it has its next batch to prepare.
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # a container's rules may forbid it
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
