@@ -86,7 +86,7 @@ def bytes_moved(experiment: Experiment, samples: int) -> tuple[int, int]:
         p, digest = np.full((rows, 10), 0.1, np.float32), bytes(16)
         up += codec.encode_prediction(position, digest, p).ByteSize()
         weight = weight_at(experiment.exchange.weight, position, layout)
-        down += codec.encode_soft_target(codec.SoftTarget(position, digest, weight, p)).ByteSize()
+        down += codec.encode_soft_target(position, digest, weight, p).ByteSize()
     return up, down
 
 

@@ -142,7 +142,7 @@ def wire_bytes(rows: int, classes: int, exchange: dict[str, Any], peers: int = 2
     shown = transmitted(shown, settings.encoding)
     position, digest = Position(0, 100), bytes(16)
     up = codec.encode_prediction(position, digest, shown, encoding)
-    down = codec.encode_soft_target(codec.SoftTarget(position, digest, 0.1, shown), encoding)
+    down = codec.encode_soft_target(position, digest, 0.1, shown, encoding)
     return up.ByteSize(), down.ByteSize()
 
 

@@ -31,10 +31,9 @@ def event_of(
     """
     match kind:
         case "prediction":
-            position, digest, probabilities, size = codec.decode_prediction(
-                message.prediction, message.ByteSize(), encoding
-            )
-            return PredictionArrived(connection, position, digest, probabilities, size, time.time_ns() // 1000)
+            position, digest, probabilities = codec.decode_prediction(message.prediction, encoding)
+            size, received_at = message.ByteSize(), time.time_ns() // 1000
+            return PredictionArrived(connection, position, digest, probabilities, size, received_at)
         case "join":
             join = message.join
             return Joined(

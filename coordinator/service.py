@@ -324,8 +324,8 @@ class CoordinatorService(CoordinatorServicer):
 
     def _answer(self, answer: Answer) -> None:
         faults.point("coordinator", "before reply")
-        target = codec.SoftTarget(answer.position, answer.digest, answer.weight, answer.probabilities)
-        self._send(answer.connection, codec.encode_soft_target(target, self._encoding))
+        connection, position, digest, weight, target = answer
+        self._send(connection, codec.encode_soft_target(position, digest, weight, target, self._encoding))
 
     def _recall(self, recall: Recall) -> None:
         """Answer from the log: the same arithmetic on the same numbers gives what was answered first (guarantee 2)."""
@@ -338,8 +338,8 @@ class CoordinatorService(CoordinatorServicer):
         combination = self.session.experiment.combination(members)
         target = membership.soft_target(recall.peer, members, predictions, combination)
         weight = membership.weight(recall.peer, members, recall.weight)
-        answer = codec.SoftTarget(recall.position, recall.digest, weight, target)
-        self._send(recall.connection, codec.encode_soft_target(answer, self._encoding))
+        answer = codec.encode_soft_target(recall.position, recall.digest, weight, target, self._encoding)
+        self._send(recall.connection, answer)
 
     def _joined(self) -> list[tuple[Stream, int]]:
         """Where peers listen; one that has not joined must not hear anything before its welcome."""

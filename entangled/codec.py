@@ -38,16 +38,6 @@ BUNDLE_BYTES = 48 * 1024
 Spoken = TypeVar("Spoken", pb.PeerMessage, pb.CoordinatorMessage)
 
 
-class Prediction(NamedTuple):
-    """A peer's prediction for a batch, as it came."""
-
-    position: Position
-    digest: bytes
-    probabilities: Probabilities
-    size: int
-    """Bytes on the wire."""
-
-
 class SoftTarget(NamedTuple):
     """What a peer gets back for a batch."""
 
@@ -144,8 +134,8 @@ def encode_prediction(
     return message
 
 
-def decode_prediction(message: pb.Prediction, size: int, encoding: Encoding = FLOAT32) -> Prediction:
-    """The prediction in a message.
+def decode_prediction(message: pb.Prediction, encoding: Encoding = FLOAT32) -> tuple[Position, bytes, Probabilities]:
+    """The prediction in a message: for which batch, that batch's digest, and the probabilities.
 
     Raises:
         PredictionError: it is in another encoding than the experiment's, or its bytes do not fill its shape.
@@ -157,18 +147,19 @@ def decode_prediction(message: pb.Prediction, size: int, encoding: Encoding = FL
             expected=names[encoding],
             got=names.get(message.encoding, str(message.encoding)),
         )
-    probabilities = _tensor(message)
-    return Prediction(Position(message.epoch, message.step), message.batch_digest, probabilities, size)
+    return Position(message.epoch, message.step), message.batch_digest, _tensor(message)
 
 
-def encode_soft_target(target: SoftTarget, encoding: Encoding = FLOAT32) -> pb.CoordinatorMessage:
+def encode_soft_target(
+    position: Position, digest: bytes, weight: float, probabilities: Probabilities, encoding: Encoding = FLOAT32
+) -> pb.CoordinatorMessage:
     """A soft target as a message; in `encoding` if that loses nothing, else in float32."""
-    p = target.probabilities
-    if encoding == FLOAT16 and not np.array_equal(transmitted(p, "float16"), p):
+    if encoding == FLOAT16 and not np.array_equal(transmitted(probabilities, "float16"), probabilities):
         encoding = FLOAT32
     message = pb.CoordinatorMessage()
-    message.soft_target.weight = target.weight
-    _fill(message.soft_target, target.position, target.digest, p, encoding)
+    target = message.soft_target
+    target.weight = weight
+    _fill(target, position, digest, probabilities, encoding)
     return message
 
 
@@ -183,8 +174,11 @@ def _fill(
     message.epoch, message.step = position
     message.batch_digest = digest
     message.rows, message.classes = probabilities.shape
-    message.encoding = encoding
-    message.probabilities, message.classes_of = _written(probabilities, encoding)
+    if encoding == FLOAT32:
+        message.probabilities = probabilities.astype(FLOAT, copy=False).tobytes()
+    else:
+        message.encoding = encoding
+        message.probabilities, message.classes_of = _written(probabilities, encoding)
 
 
 def decode_soft_target(message: pb.SoftTarget) -> SoftTarget:
@@ -193,11 +187,9 @@ def decode_soft_target(message: pb.SoftTarget) -> SoftTarget:
 
 
 def _written(probabilities: Probabilities, encoding: Encoding) -> tuple[bytes, bytes]:
-    """`probabilities` and `classes_of` of a message."""
+    """`probabilities` and `classes_of` of a message in another encoding than float32."""
     if encoding == FLOAT16:
         return (probabilities * FLOAT.type(HALF_SCALE)).astype(_HALF).tobytes(), b""
-    if encoding == FLOAT32:
-        return (probabilities if probabilities.dtype == FLOAT else probabilities.astype(FLOAT)).tobytes(), b""
     row, column = np.nonzero(probabilities)
     counts = np.bincount(row, minlength=len(probabilities))
     values = probabilities[row, column].astype(FLOAT)
@@ -218,7 +210,7 @@ def _tensor(message: pb.Prediction | pb.SoftTarget) -> Probabilities:
         )
     if message.encoding == FLOAT16:
         return np.frombuffer(data, _HALF).reshape(rows, classes).astype(FLOAT) / FLOAT.type(HALF_SCALE)
-    return np.frombuffer(data, FLOAT).reshape(rows, classes)
+    return np.ndarray((rows, classes), FLOAT, data)
 
 
 def _dense(message: pb.Prediction | pb.SoftTarget) -> Probabilities:

@@ -70,7 +70,7 @@ def check(probabilities: Probabilities, rows: int, classes: int) -> None:
     # array costs a small batch more than the arithmetic; in float32, whose error is far below the tolerance.
     if _least(probabilities, axis=None) >= 0:
         if probabilities.size <= _FEW:
-            totals = np.dot(probabilities, _ones(classes)).tolist()  # none of them is NaN
+            totals = probabilities.dot(_ones(classes)).tolist()  # none of them is NaN
             if min(totals) >= _LOW and max(totals) <= _HIGH:
                 return
         elif _least(sums := _add(probabilities, axis=1)) >= _LOW and _most(sums) <= _HIGH:

@@ -26,9 +26,7 @@ from tests.support import CLASSES, SAMPLES, data, experiment, prediction, raised
 
 SETTINGS = experiment()
 START, IDS = Position(0, 0), np.arange(4)
-TARGET = codec.encode_soft_target(
-    codec.SoftTarget(START, batch_digest(START, IDS), 0.5, prediction("b", START, len(IDS)))
-)
+TARGET = codec.encode_soft_target(START, batch_digest(START, IDS), 0.5, prediction("b", START, len(IDS)))
 VALID = [m.SerializeToString() for m in (TARGET, pb.CoordinatorMessage(durable=pb.Durable(complete=1)))]
 
 

@@ -26,8 +26,8 @@ IDS = np.arange(4)
 
 
 def answer(position: Position) -> bytes:
-    target = codec.SoftTarget(position, batch_digest(position, IDS), 0.5, prediction("b", position, 4))
-    return codec.encode_soft_target(target).SerializeToString()
+    digest, target = batch_digest(position, IDS), prediction("b", position, 4)
+    return codec.encode_soft_target(position, digest, 0.5, target).SerializeToString()
 
 
 def welcoming(requests: Iterator[pb.PeerMessage]) -> Iterator[bytes]:

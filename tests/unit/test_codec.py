@@ -20,8 +20,8 @@ UNKNOWN = b"\xfa\x06\x03abc"  # field 111, three bytes
 def test_a_prediction_survives_the_wire_to_the_bit() -> None:
     wire = codec.encode_prediction(POSITION, DIGEST, VALUES).SerializeToString()
     message = pb.PeerMessage.FromString(wire)
-    position, digest, probabilities, size = codec.decode_prediction(message.prediction, message.ByteSize())
-    assert (position, digest, size) == (POSITION, DIGEST, len(wire))
+    position, digest, probabilities = codec.decode_prediction(message.prediction)
+    assert (position, digest) == (POSITION, DIGEST)
     assert probabilities.dtype == np.float32
     assert probabilities.shape == (4, 5)
     assert probabilities.tobytes() == VALUES.tobytes()
@@ -36,7 +36,7 @@ def test_a_prediction_may_be_written_shorter(encoding: codec.Encoding) -> None:
     values = np.concatenate([flat, few]) if encoding == codec.FLOAT16 else few
     message = codec.encode_prediction(POSITION, DIGEST, values, encoding)
     assert message.ByteSize() < values.nbytes / 1.9
-    decoded = codec.decode_prediction(message.prediction, 0, encoding).probabilities
+    decoded = codec.decode_prediction(message.prediction, encoding)[2]
     check(decoded, *values.shape)  # however small the probabilities are
     name = "float16" if encoding == codec.FLOAT16 else "sparse"
     assert decoded.tobytes() == transmitted(values, name).tobytes()
@@ -45,12 +45,12 @@ def test_a_prediction_may_be_written_shorter(encoding: codec.Encoding) -> None:
 def test_a_prediction_in_another_encoding_than_the_experiments_is_refused() -> None:
     message = codec.encode_prediction(POSITION, DIGEST, VALUES, codec.FLOAT16)
     with pytest.raises(PredictionError, match=r"expected float32; got float16"):
-        codec.decode_prediction(message.prediction, 0)
+        codec.decode_prediction(message.prediction)
 
 
 def test_a_soft_target_that_an_encoding_would_round_is_written_in_full() -> None:
     mean = np.array([[1 / 3, 2 / 3]], np.float32)
-    message = codec.encode_soft_target(codec.SoftTarget(POSITION, DIGEST, 0.5, mean), codec.FLOAT16)
+    message = codec.encode_soft_target(POSITION, DIGEST, 0.5, mean, codec.FLOAT16)
     assert codec.decode_soft_target(message.soft_target).probabilities.tobytes() == mean.tobytes()
 
 
@@ -76,7 +76,7 @@ def test_a_sparse_prediction_that_does_not_fit_is_refused(rows: int, numbers: li
         classes_of=np.array(numbers, "<u4").tobytes(),
     )
     with pytest.raises(PredictionError, match="sparse"):
-        codec.decode_prediction(message, 0, codec.SPARSE)
+        codec.decode_prediction(message, codec.SPARSE)
 
 
 @pytest.mark.parametrize("values", [np.asfortranarray(VALUES), VALUES.astype(np.float64), VALUES[::-1][::-1]])
@@ -86,10 +86,10 @@ def test_how_a_prediction_lies_in_memory_does_not_matter(values: np.ndarray) -> 
 
 
 def test_a_soft_target_survives_the_wire_to_the_bit() -> None:
-    target = codec.SoftTarget(POSITION, DIGEST, float(np.float32(0.05)), VALUES)
-    message = pb.CoordinatorMessage.FromString(codec.encode_soft_target(target).SerializeToString())
+    said = POSITION, DIGEST, float(np.float32(0.05))
+    message = pb.CoordinatorMessage.FromString(codec.encode_soft_target(*said, VALUES).SerializeToString())
     back = codec.decode_soft_target(message.soft_target)
-    assert back[:3] == target[:3]
+    assert back[:3] == said
     assert back.probabilities.tobytes() == VALUES.tobytes()
 
 
@@ -116,7 +116,7 @@ def test_an_order_survives_the_wire_in_chunks(samples: int) -> None:
 def test_guarantee_4_a_tensor_that_does_not_fill_its_shape_is_refused(rows: int, classes: int, size: int) -> None:
     message = pb.Prediction(rows=rows, classes=classes, probabilities=b"\0" * size)
     with pytest.raises(PredictionError, match="do not fill its shape") as refused:
-        codec.decode_prediction(message, 0)
+        codec.decode_prediction(message)
     assert refused.value.expected == f"{rows} × {classes} × 4 = {rows * classes * 4} bytes"
     assert refused.value.got == f"{size} bytes"
     with pytest.raises(PredictionError, match="do not fill its shape"):
