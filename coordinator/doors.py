@@ -229,10 +229,11 @@ class _Entering:
             self._first = asyncio.get_running_loop().create_task(self._receive_first(then))
 
     def _checked(self, message: Any) -> None:
-        try:
-            self._check(message)
-        except EntangledError as error:
-            message = error
+        if not (isinstance(message, pb.PeerMessage) and message.HasField("prediction")):  # by far the most
+            try:
+                self._check(message)
+            except EntangledError as error:
+                message = error
         if self._then is not None:
             self._then(message)
 
@@ -245,8 +246,6 @@ class _Entering:
         then(None if message is grpc.aio.EOF else message)
 
     def _check(self, message: Any) -> None:
-        if self._joined and isinstance(message, pb.PeerMessage) and message.HasField("prediction"):
-            return  # by far the most
         if isinstance(message, pb.SamplesHeld) and self._caller is not None:
             check_name(self._caller, message.peer)
         if isinstance(message, pb.PeerMessage):

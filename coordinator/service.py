@@ -351,8 +351,8 @@ class CoordinatorService(CoordinatorServicer):
             stream.send(on_channel(channel, message))
 
     def _send(self, connection: int, message: pb.CoordinatorMessage) -> None:
-        if connection in self._connections:
-            stream, channel = self._connections[connection]
+        stream, channel = self._connections.get(connection, (None, 0))
+        if stream is not None:
             if channel:
                 message.channel = channel
             stream.send(message)

@@ -390,17 +390,16 @@ class Session:
         _, batches, _ = self._run()
         position, sample_ids, digest = batches.at(index, keep=False)
         pending = self._pending.pop(index)
-        members = [member for name, member in self.members.items() if name in pending]
-        arrivals = {member.name: pending[member.name] for member in members}
+        arrivals = {name: pending[name] for name in self.members if name in pending}
         targets = soft_targets([a.probabilities for a in arrivals.values()], self._combination(list(arrivals)))
         self.weight = self._weight(position)
-        weight = self.weight if len(members) > 1 else 0.0
+        weight = self.weight if len(arrivals) > 1 else 0.0
         exchange = Exchange(position, index, sample_ids, digest, weight, arrivals, min(self.lookahead or 0, index), now)
         self.complete = index + 1
         answers = [
-            Answer(member.connection, position, digest, weight, target)
-            for member, target in zip(members, targets, strict=True)
-            if member.connection is not None
+            Answer(connection, position, digest, weight, target)
+            for name, target in zip(arrivals, targets, strict=True)
+            if (connection := self.members[name].connection) is not None
         ]
         effects += self._memory.add(exchange, answers)
         effects.append(Record(exchange))

@@ -43,12 +43,16 @@ class Stream:
 
     def read(self) -> None:
         """Read on, if what waits to be sent is not too much."""
-        if not self._reading and not self.over.done() and not self._is_crowded():
+        crowded = len(self.outgoing) > QUEUED and self._is_crowded()
+        if not self._reading and not crowded and not self.over.done():
             self._reading = True
             self._context.receive(self._came)
 
     def send(self, message: pb.CoordinatorMessage) -> None:
         """Have a message sent, after those before it. On a channel, what is sent in one turn goes as a bundle."""
+        if not message.channel and not self._writing and not self.outgoing:
+            self._hand_over(message)
+            return
         self.outgoing.append(message)
         if not message.channel:
             self._write()
@@ -74,8 +78,7 @@ class Stream:
             await asyncio.wait({self._written}, timeout=seconds)
 
     def _is_crowded(self) -> bool:
-        waiting = len(self.outgoing)
-        return waiting > QUEUED and waiting * self.outgoing[-1].ByteSize() > QUEUED_BYTES and not self.ended
+        return len(self.outgoing) * self.outgoing[-1].ByteSize() > QUEUED_BYTES and not self.ended
 
     def _came(self, found: Any) -> None:
         self._reading = False
@@ -100,10 +103,13 @@ class Stream:
         if self._writing:
             return
         if self.outgoing:
-            self._writing = True
-            self._context.send(codec.next_spoken(self.outgoing, codec.bundle_to_peers), self._sent)
+            self._hand_over(codec.next_spoken(self.outgoing, codec.bundle_to_peers))
         elif self.ended:
             self._finish(None)
+
+    def _hand_over(self, message: pb.CoordinatorMessage) -> None:
+        self._writing = True
+        self._context.send(message, self._sent)
 
     def _sent(self) -> None:
         self._writing = False
