@@ -16,6 +16,9 @@ from entangled.errors import AlignmentError
 DIGEST_SIZE = 16
 """Bytes of every digest: BLAKE2b-128."""
 
+_HASH = hashlib.blake2b(digest_size=DIGEST_SIZE)
+_POSITION, _IDS = struct.Struct("<qq").pack, np.dtype("<i8")
+
 SampleIds = npt.NDArray[np.int64]
 
 
@@ -77,8 +80,8 @@ def batch_digest(position: Position, sample_ids: SampleIds) -> bytes:
     >>> batch_digest(Position(0, 0), np.array([3, 1])) == batch_digest(Position(0, 0), np.array([1, 3]))
     False
     """
-    digest = hashlib.blake2b(struct.pack("<qq", *position), digest_size=DIGEST_SIZE)
-    digest.update(np.ascontiguousarray(sample_ids, dtype="<i8").data)
+    digest = _HASH.copy()
+    digest.update(_POSITION(*position) + sample_ids.astype(_IDS, copy=False).tobytes())
     return digest.digest()
 
 
