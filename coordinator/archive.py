@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class Archive:
         self._epoch = -1
         self._next = -1
         self._rows: Iterator[Row] = iter(())
+        self._ahead: list[Row] = []
 
     def exchange(self, position: Position, index: int) -> tuple[tuple[str, ...], list[Probabilities]]:
         """The members and their predictions, in the experiment's order.
@@ -63,7 +65,8 @@ class Archive:
         """
         if position.epoch != self._epoch or index < self._next:
             self._reopen(position.epoch)
-        found = self._find(index)
+        ahead, self._ahead = self._ahead, []
+        found = ahead if ahead and ahead[0].index == index else self._find(index)
         if not found:  # the epoch was still being written when it was opened
             self._reopen(position.epoch)
             found = self._find(index)
@@ -72,6 +75,13 @@ class Archive:
         if not found or tuple(row.peer for row in found) != members:
             raise LogError(f"the log does not hold {position}", expected=f"rows of {', '.join(members)}")
         return found
+
+    def look_ahead(self) -> None:
+        """Look for the next position's rows now, while nobody waits for them: they will be asked for."""
+        if not self._ahead:
+            with contextlib.suppress(LogError):  # which who asks for them is told
+                found = self._find(self._next)
+                self._ahead = found if found and len(found) == len(found[0].members) else []  # the rest comes yet
 
     def _find(self, index: int) -> list[Row]:
         found: list[Row] = []
@@ -83,7 +93,7 @@ class Archive:
         return found
 
     def _reopen(self, epoch: int) -> None:
-        self._epoch, self._next, self._rows = epoch, -1, self._open(epoch)
+        self._epoch, self._next, self._rows, self._ahead = epoch, -1, self._open(epoch), []
 
     def _open(self, epoch: int) -> Iterator[Row]:
         for path in [path for number, path in partitions(self._run) if number == epoch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from entangled.distribution import prediction_digest, statistics
 from entangled.errors import LogError
 from entangled.exchange_log import read
 from entangled.experiment import Experiment
+from entangled.log_writer import Writer
 from tests.support import SAMPLES, experiment, prediction
 
 PEERS = ("a", "b", "c")
@@ -92,6 +94,48 @@ def test_a_run_that_goes_on_is_thinned_as_far_as_it_is_settled(tmp_path: Path) -
     with pytest.raises(LogError, match=r"exchange.log = statistics keeps no predictions that old.*start the run anew"):
         archive.exchange(layout.position(2), 2)
     assert [row.peer for row in archive.rows(layout.position(2), 2)] == list(PEERS)
+
+
+@pytest.mark.parametrize("asked", [range(6), (0, 2, 3, 5), (2, 1, 0, 4), (1, 1, 2)])
+def test_the_archive_answers_whatever_it_has_looked_ahead_for(tmp_path: Path, asked: Sequence[int]) -> None:
+    settings = experiment(PEERS)
+    recorded(tmp_path, settings)
+    archive, known = Archive(tmp_path, settings), exchanges(settings)
+    for index in asked:
+        _, predictions = archive.exchange(known[index].position, index)
+        expected = [a.probabilities for a in known[index].arrivals.values()]
+        assert [p.tobytes() for p in predictions] == [p.tobytes() for p in expected]
+        archive.look_ahead()
+
+
+@pytest.mark.parametrize("there", [0, 1, 3])
+def test_the_archive_waits_for_the_rest_of_an_exchange_that_is_being_written(tmp_path: Path, there: int) -> None:
+    settings = experiment(PEERS)
+    recorded(tmp_path / "whole", settings)
+    log, rows = Writer(tmp_path, bytes(16)), [row for row, _ in read(tmp_path / "whole")]
+    archive = Archive(tmp_path, settings)
+    for part in (rows[:3], rows[3 : 3 + there], rows[3 + there : 6]):
+        for row in part:
+            log.append(row)
+        log.flush()
+        archive.rows(rows[0].position, 0)
+        archive.look_ahead()
+    assert [row.peer for row in archive.rows(rows[3].position, 1)] == list(PEERS)
+    assert [row.peer for row in archive.rows(rows[0].position, 0)] == list(PEERS)
+
+
+def test_the_archive_tells_of_damage_who_asks_for_what_is_damaged(tmp_path: Path) -> None:
+    settings = experiment(PEERS)
+    recorded(tmp_path / "whole", settings)
+    log, rows = Writer(tmp_path, bytes(16)), [row for row, _ in read(tmp_path / "whole")]
+    for row in (*rows[:3], *(row._replace(shape=(9, 9)) for row in rows[3:6])):
+        log.append(row)
+        log.flush()
+    archive = Archive(tmp_path, settings)
+    archive.rows(rows[0].position, 0)
+    archive.look_ahead()
+    with pytest.raises(LogError, match="does not fill its shape"):
+        archive.rows(rows[3].position, 1)
 
 
 def test_waits_are_counted_by_a_clock_that_nobody_sets(tmp_path: Path) -> None:
