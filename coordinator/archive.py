@@ -26,7 +26,7 @@ class Archive:
         self._epoch = -1
         self._next = -1
         self._rows: Iterator[Row] = iter(())
-        self._ahead: list[Row] = []
+        self._prefetched: list[Row] = []
 
     def exchange(self, position: Position, index: int) -> tuple[tuple[str, ...], list[Probabilities]]:
         """The members and their predictions, in the experiment's order.
@@ -65,8 +65,9 @@ class Archive:
         """
         if position.epoch != self._epoch or index < self._next:
             self._reopen(position.epoch)
-        ahead, self._ahead = self._ahead, []
-        found = ahead if ahead and ahead[0].index == index else self._find(index)
+        found, self._prefetched = self._prefetched, []
+        if not found or found[0].index != index:
+            found = self._find(index)
         if not found:  # the epoch was still being written when it was opened
             self._reopen(position.epoch)
             found = self._find(index)
@@ -76,12 +77,13 @@ class Archive:
             raise LogError(f"the log does not hold {position}", expected=f"rows of {', '.join(members)}")
         return found
 
-    def look_ahead(self) -> None:
+    def prefetch(self) -> None:
         """Look for the next position's rows now, while nobody waits for them: they will be asked for."""
-        if not self._ahead:
+        if not self._prefetched:
             with contextlib.suppress(LogError):  # which who asks for them is told
                 found = self._find(self._next)
-                self._ahead = found if found and len(found) == len(found[0].members) else []  # the rest comes yet
+                whole = found and len(found) == len(found[0].members)
+                self._prefetched = found if whole else []  # the rest is still being written
 
     def _find(self, index: int) -> list[Row]:
         found: list[Row] = []
@@ -93,7 +95,7 @@ class Archive:
         return found
 
     def _reopen(self, epoch: int) -> None:
-        self._epoch, self._next, self._rows, self._ahead = epoch, -1, self._open(epoch), []
+        self._epoch, self._next, self._rows, self._prefetched = epoch, -1, self._open(epoch), []
 
     def _open(self, epoch: int) -> Iterator[Row]:
         for path in [path for number, path in partitions(self._run) if number == epoch]:

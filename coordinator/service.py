@@ -340,7 +340,7 @@ class CoordinatorService(CoordinatorServicer):
         weight = membership.weight(recall.peer, members, recall.weight)
         answer = codec.encode_soft_target(recall.position, recall.digest, weight, target, self._encoding)
         self._send(recall.connection, answer)
-        asyncio.get_running_loop().call_soon(archive.look_ahead)
+        asyncio.get_running_loop().call_soon(archive.prefetch)
 
     def _joined(self) -> list[tuple[Stream, int]]:
         """Where peers listen; one that has not joined must not hear anything before its welcome."""

@@ -73,8 +73,8 @@ def run(
                 alone = folder / "peers" / names[0] / "peer.log"
                 log = folder / f"process-{number}.log" if len(names) > 1 else alone
                 roles.append(Role(called, train, log, len(names)))
-            called = {name: called for called, names in shares.items() for name in names}
-            watch = Watch(address, observe, roles=called, run=folder)
+            role_of = {name: called for called, names in shares.items() for name in names}
+            watch = Watch(address, observe, roles=role_of, run=folder)
             try:
                 supervise(roles, watch, say, experiment.exchange.least if experiment.exchange.continues else None)
             except RunFailedError as error:

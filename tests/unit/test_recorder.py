@@ -97,7 +97,7 @@ def test_a_run_that_goes_on_is_thinned_as_far_as_it_is_settled(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("asked", [range(6), (0, 2, 3, 5), (2, 1, 0, 4), (1, 1, 2)])
-def test_the_archive_answers_whatever_it_has_looked_ahead_for(tmp_path: Path, asked: Sequence[int]) -> None:
+def test_the_archive_answers_whatever_it_has_prefetched(tmp_path: Path, asked: Sequence[int]) -> None:
     settings = experiment(PEERS)
     recorded(tmp_path, settings)
     archive, known = Archive(tmp_path, settings), exchanges(settings)
@@ -105,7 +105,7 @@ def test_the_archive_answers_whatever_it_has_looked_ahead_for(tmp_path: Path, as
         _, predictions = archive.exchange(known[index].position, index)
         expected = [a.probabilities for a in known[index].arrivals.values()]
         assert [p.tobytes() for p in predictions] == [p.tobytes() for p in expected]
-        archive.look_ahead()
+        archive.prefetch()
 
 
 @pytest.mark.parametrize("there", [0, 1, 3])
@@ -119,7 +119,7 @@ def test_the_archive_waits_for_the_rest_of_an_exchange_that_is_being_written(tmp
             log.append(row)
         log.flush()
         archive.rows(rows[0].position, 0)
-        archive.look_ahead()
+        archive.prefetch()
     assert [row.peer for row in archive.rows(rows[3].position, 1)] == list(PEERS)
     assert [row.peer for row in archive.rows(rows[0].position, 0)] == list(PEERS)
 
@@ -133,7 +133,7 @@ def test_the_archive_tells_of_damage_who_asks_for_what_is_damaged(tmp_path: Path
         log.flush()
     archive = Archive(tmp_path, settings)
     archive.rows(rows[0].position, 0)
-    archive.look_ahead()
+    archive.prefetch()
     with pytest.raises(LogError, match="does not fill its shape"):
         archive.rows(rows[3].position, 1)
 
