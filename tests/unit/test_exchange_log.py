@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 
 from entangled.alignment import Position
 from entangled.distribution import STATISTICS
-from entangled.exchange_log import Row, chain, genesis, partition_path, partitions, read, stream_path
+from entangled.exchange_log import Row, chain, chained, genesis, partition_path, partitions, read, stream_path
 from tests.support import GENESIS, log_rows, same, writer
 
 
@@ -37,6 +39,29 @@ def test_rows_are_read_back_to_the_bit_from_parquet_and_stream(tmp_path: Path) -
     for row, stored in back:
         link = chain(link, row)
         assert stored == link
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [{}, {"prediction": None}, {"prediction_digest": None, "statistics": None}],
+    ids=["sampled", "statistics", "full"],
+)
+def test_the_chain_is_what_the_protocol_page_says(lacking: dict[str, None]) -> None:
+    """From docs/protocol.md alone, so that a log that is there verifies with the next version, too."""
+    rows = [row._replace(**lacking) for row in log_rows(("a", "ü"))]
+    link, expected = GENESIS, list[bytes]()
+    for row in rows:
+        names = row.peer.encode(), ",".join(row.members).encode()
+        numbers = row.position.epoch, row.position.step, row.index, row.weight, *row.shape, row.staleness
+        numbers = *numbers, row.received_at, row.wait_us, row.bytes, *map(len, names)
+        digest = row.prediction_digest or hashlib.blake2b(np.array(row.prediction, "<f4"), digest_size=16).digest()
+        measured = b"" if row.statistics is None else np.array(row.statistics, "<f4").tobytes()
+        ids = np.array(row.sample_ids, "<i8").tobytes()
+        parts = link, struct.pack("<iiqfiiiqqiii", *numbers), *names, row.digest, ids, digest, measured
+        link = hashlib.blake2b(b"".join(parts), digest_size=16).digest()
+        expected.append(link)
+    assert chained(GENESIS, rows) == expected
+    assert chain(expected[-2], rows[-1]) == expected[-1]
 
 
 def test_a_finished_log_is_one_parquet_file_for_each_epoch(tmp_path: Path) -> None:
