@@ -94,11 +94,13 @@ class Recorder:
         return self._writer.members
 
     def _work(self) -> None:
+        written_at = 0.0
         try:
             while True:
                 first = self._queue.get()
                 if first is not None:
-                    time.sleep(self._gather)
+                    time.sleep(max(0.0, written_at + self._gather - time.monotonic()))
+                written_at = time.monotonic()
                 if self._write([first]):
                     return
         except Exception as error:  # the disk's, whatever it is: the run must hear of it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from blake3 import blake3
 
 from entangled.alignment import DIGEST_SIZE
 from entangled.errors import PredictionError
@@ -34,7 +34,6 @@ _add, _least, _most = np.add.reduce, np.minimum.reduce, np.maximum.reduce
 _LOW, _HIGH = 1 - TOLERANCE * 0.9, 1 + TOLERANCE * 0.9
 """Sums between which a row need not be looked at again in float64."""
 _EXACT = np.dtype("<f4")
-_HASH = hashlib.blake2b(digest_size=DIGEST_SIZE)
 
 _FEW = 1024
 """So many probabilities are summed sooner as a product, and the sums compared one by one."""
@@ -361,12 +360,10 @@ def entropy(p: npt.NDArray[np.floating]) -> Floats:
 
 
 def prediction_digest(prediction: Probabilities) -> bytes:
-    """BLAKE2b-128 over a prediction as little-endian float32, row by row."""
+    """BLAKE3-128 over a prediction as little-endian float32, row by row."""
     if prediction.dtype != _EXACT or not prediction.flags.c_contiguous:
         prediction = np.ascontiguousarray(prediction, dtype=_EXACT)
-    found = _HASH.copy()
-    found.update(prediction)  # pyright: ignore[reportArgumentType] # it is a buffer
-    return found.digest()
+    return blake3(memoryview(prediction).cast("B")).digest(DIGEST_SIZE)  # pyright: ignore[reportArgumentType]
 
 
 def statistics(predictions: npt.NDArray[np.float32], combination: Combination = MEAN) -> npt.NDArray[np.float32]:

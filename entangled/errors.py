@@ -53,6 +53,10 @@ class LogError(EntangledError):
     """The exchange log is damaged, or belongs to another run."""
 
 
+class FormatError(LogError):
+    """The exchange log was written by a version whose format is another."""
+
+
 class CredentialsError(EntangledError):
     """Certificates or tokens cannot be used. No such message holds a secret."""
 

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from entangled.alignment import DIGEST_SIZE, Position, SampleIds
 from entangled.distribution import STATISTICS, Probabilities, prediction_digest
-from entangled.errors import LogError
+from entangled.errors import FormatError, LogError
 
 
 def _list(item: pa.DataType) -> pa.DataType:
@@ -58,11 +58,15 @@ SCHEMA = pa.schema(
             ("bytes", pa.int32()),
             ("chain", pa.binary(DIGEST_SIZE)),
         ]
-    ]
+    ],
+    {"entangled.log": "2"},
 )
+"""Its metadata is the format's version: 2 since prediction digests are BLAKE3."""
 
 _BATCH_BYTES = 4 * 1024 * 1024
 """What a Parquet file is read in."""
+_LARGE = 128 * 1024
+"""Values in a column of lists from which on joining them had better let other threads work meanwhile."""
 _NUMBERS = struct.Struct("<iiqfiiiqqiii").pack
 """What the chain takes in of numbers and lengths."""
 _HASH = hashlib.blake2b(digest_size=DIGEST_SIZE)
@@ -192,7 +196,13 @@ def _lists(arrays: Sequence[npt.NDArray[Any]], item: pa.DataType) -> pa.Array:
     np.cumsum([a.size for a in arrays], out=offsets[1:])
     kind = np.dtype(item.to_pandas_dtype())
     exact = [a if a.dtype == kind and a.flags.c_contiguous else np.ascontiguousarray(a, kind) for a in arrays]
-    joined: Any = b"".join(exact) if len(exact) > 1 else exact[0]  # pyright: ignore[reportArgumentType] # buffers
+    joined: Any
+    if len(exact) == 1:
+        joined = exact[0]
+    elif offsets[-1] >= _LARGE:
+        joined = np.concatenate([a.reshape(-1) for a in exact])
+    else:
+        joined = b"".join(exact)  # pyright: ignore[reportArgumentType] # buffers
     values = pa.Array.from_buffers(item, int(offsets[-1]), [None, pa.py_buffer(joined)])
     return pa.ListArray.from_arrays(offsets, values, type=_list(item))
 
@@ -283,6 +293,15 @@ def _epoch(name: str) -> int:
     return int(number)
 
 
+def check_format(path: Path, schema: pa.Schema) -> None:
+    """Raise LogError unless a file's schema is that of an exchange log; FormatError if of another version."""
+    if schema.names != SCHEMA.names:
+        raise LogError(f"{path} is no exchange log", expected=", ".join(SCHEMA.names), got=", ".join(schema.names))
+    expected, got = (str((s.metadata or {}).get(b"entangled.log", b"1"), "utf-8", "replace") for s in (SCHEMA, schema))
+    if got != expected:
+        raise FormatError(f"{path} is in another version of the log's format", expected=expected, got=got)
+
+
 def read_batches(path: Path, note: Callable[[str], None] = lambda _: None) -> Iterator[pa.RecordBatch]:
     """The record batches of a partition, one at a time; of a stream, up to its last whole batch.
 
@@ -310,8 +329,7 @@ def read_batches(path: Path, note: Callable[[str], None] = lambda _: None) -> It
 
 def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(path) as file:
-        if file.schema_arrow.names != SCHEMA.names:
-            raise LogError(f"{path} is no exchange log", expected=", ".join(SCHEMA.names), got=str(file.schema_arrow))
+        check_format(path, file.schema_arrow)
         data = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
         rows = _BATCH_BYTES * max(file.metadata.num_rows, 1) // max(data, 1)
         yield from (batch.cast(SCHEMA) for batch in file.iter_batches(batch_size=min(max(rows, 1), 4096)))
@@ -325,8 +343,7 @@ def _read_stream(path: Path, note: Callable[[str], None]) -> Iterator[pa.RecordB
             while True:
                 message = pa.ipc.read_message(source)
                 if message.type == "schema":
-                    if pa.ipc.read_schema(message) != SCHEMA:
-                        raise LogError(f"{path} is no exchange log")
+                    check_format(path, pa.ipc.read_schema(message))
                 else:
                     yield pa.ipc.read_record_batch(message, SCHEMA)
                 end = source.tell()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,12 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entangled import atomic, faults
-from entangled.errors import LogError
+from entangled.append_stream import AppendStream
+from entangled.errors import FormatError, LogError
 from entangled.exchange_log import (
     SCHEMA,
     Row,
     chain,
     chained,
+    check_format,
     folder,
     from_batch,
     partition_path,
@@ -31,7 +31,8 @@ _THINNED = "entangled.thinned"
 """In a Parquet file's metadata: predictions were dropped from it."""
 _DELTA = ["step", "index", "sample_ids.list.element", "received_at", "wait_us", "bytes"]
 _DICTIONARY = ["peer", "members.list.element", "weight", "digest", "rows", "classes", "staleness"]
-_LARGE_BYTES = 256 * 1024
+BATCH_BYTES = 4 * 1024 * 1024
+"""Of the predictions that a record batch ends with, at least; only the last of a flush has less."""
 _ROW_GROUP_BYTES = 16 * 1024 * 1024
 
 
@@ -52,6 +53,7 @@ class Writer:
 
         Raises:
             LogError: a finished part of the log that is there cannot be read.
+            FormatError: what is there was written by a version whose format is another.
         """
         atomic.make_folder(folder(run))
         self._run = run
@@ -62,8 +64,7 @@ class Writer:
         """Who took part in the last one of those."""
         self._epoch = self._thinned = -1
         self._pending: list[Row] = []
-        self._file: pa.OSFile | None = None
-        self._stream: pa.RecordBatchStreamWriter | None = None
+        self._stream: AppendStream | None = None
         self._resume()
 
     @property
@@ -82,8 +83,7 @@ class Writer:
         if finished:
             try:
                 with pq.ParquetFile(finished[-1]) as file:
-                    if file.schema_arrow.names != SCHEMA.names:
-                        raise LogError(f"{finished[-1]} was not written by this version: go on with the one that did")
+                    check_format(finished[-1], file.schema_arrow)
                     last = file.read_row_group(file.num_row_groups - 1, ["index", "members", "chain"]).to_pylist()[-1]
             except (pa.ArrowInvalid, OSError, IndexError) as error:
                 raise LogError(f"{finished[-1]} cannot be read: {error}") from None
@@ -97,11 +97,10 @@ class Writer:
         """Copy the whole exchanges of an unfinished epoch to a new stream, and go on in that one."""
         temporary = atomic.temporary_for(path, ".tmp")
         self._epoch = epoch
-        self._file = pa.OSFile(str(temporary), "wb")
-        self._stream = pa.ipc.new_stream(self._file, SCHEMA)
+        self._stream = AppendStream(temporary, SCHEMA)
         rows: list[Row] = []
         link = self._chain
-        with contextlib.suppress(LogError):  # a torn tail: never synced, so nobody was told that it was
+        try:
             for row, stored in (pair for batch in read_batches(path) for pair in from_batch(batch, epoch)):
                 link = chain(link, row)
                 if link != stored or row.index != self.resumed:
@@ -113,6 +112,10 @@ class Writer:
                     self.members = row.members
                     if len(self._pending) >= 1024:
                         self.flush()
+        except FormatError:
+            raise
+        except LogError:
+            pass  # a torn tail: never synced, so nobody was told that it was
         self.flush()
         atomic.sync(temporary)
         faults.point("coordinator", "in resuming")
@@ -125,30 +128,25 @@ class Writer:
             self.finish_epoch()
             self._epoch = row.position.epoch
             path = stream_path(self._run, self._epoch)
-            self._file = pa.OSFile(str(path), "wb")
-            self._stream = pa.ipc.new_stream(self._file, SCHEMA)
+            self._stream = AppendStream(path, SCHEMA)
             atomic.sync(path.parent)
         self._pending.append(row)
 
     def flush(self) -> None:
         """Put every appended row on disk."""
-        if self._pending and self._stream is not None and self._file is not None:
+        if self._pending and self._stream is not None:
             for rows in _together(self._pending):
                 links = chained(self._chain, rows)
-                self._stream.write_batch(to_batch(rows, links))
+                self._stream.append(to_batch(rows, links))
                 self._chain = links[-1]
             self._pending.clear()
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._stream.sync()
 
     def finish_epoch(self) -> None:
         """Turn the open epoch's stream into its Parquet partition."""
-        if self._stream is None or self._file is None:
+        if self._stream is None:
             return
-        self.flush()
-        self._stream.close()
-        self._file.close()
-        self._stream = self._file = None
+        self.close()
         source, target = stream_path(self._run, self._epoch), partition_path(self._run, self._epoch)
         atomic.make_folder(target.parent)
         atomic.write(target, lambda file: _to_parquet(_passing(read_batches(source)), file), suffix=".tmp")
@@ -178,16 +176,21 @@ class Writer:
     def close(self) -> None:
         """Flush and close, leaving an unfinished epoch as a stream."""
         self.flush()
-        if self._stream is not None and self._file is not None:
+        if self._stream is not None:
             self._stream.close()
-            self._file.close()
-        self._stream = self._file = None
+        self._stream = None
 
 
 def _together(pending: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """Rows that make a batch: all of them, or each one where a prediction is so large that it had better not move."""
-    large = any(row.prediction is not None and row.prediction.nbytes >= _LARGE_BYTES for row in pending)
-    return (pending[i : i + 1] for i in range(len(pending))) if large else iter((pending,))
+    """Rows that make a batch: as many as have predictions of `BATCH_BYTES` together."""
+    begin = size = 0
+    for end, row in enumerate(pending, 1):
+        size += row.prediction.nbytes if row.prediction is not None else 0
+        if size >= BATCH_BYTES:
+            yield pending[begin:end]
+            begin, size = end, 0
+    if begin < len(pending):
+        yield pending[begin:]
 
 
 def _end(file: pq.ParquetFile) -> int:

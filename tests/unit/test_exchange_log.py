@@ -11,10 +11,23 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+from blake3 import blake3
 
 from entangled.alignment import Position
 from entangled.distribution import STATISTICS
-from entangled.exchange_log import Row, chain, chained, genesis, partition_path, partitions, read, stream_path
+from entangled.errors import LogError
+from entangled.exchange_log import (
+    SCHEMA,
+    Row,
+    chain,
+    chained,
+    genesis,
+    partition_path,
+    partitions,
+    read,
+    read_batches,
+    stream_path,
+)
 from tests.support import GENESIS, log_rows, same, writer
 
 
@@ -54,7 +67,7 @@ def test_the_chain_is_what_the_protocol_page_says(lacking: dict[str, None]) -> N
         names = row.peer.encode(), ",".join(row.members).encode()
         numbers = row.position.epoch, row.position.step, row.index, row.weight, *row.shape, row.staleness
         numbers = *numbers, row.received_at, row.wait_us, row.bytes, *map(len, names)
-        digest = row.prediction_digest or hashlib.blake2b(np.array(row.prediction, "<f4"), digest_size=16).digest()
+        digest = row.prediction_digest or blake3(np.array(row.prediction, "<f4").tobytes()).digest(16)
         measured = b"" if row.statistics is None else np.array(row.statistics, "<f4").tobytes()
         ids = np.array(row.sample_ids, "<i8").tobytes()
         parts = link, struct.pack("<iiqfiiiqqiii", *numbers), *names, row.digest, ids, digest, measured
@@ -197,3 +210,19 @@ def test_a_change_in_a_file_breaks_the_chain(tmp_path: Path) -> None:
             broken.append(number)
         link = stored
     assert broken == [2]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_log_of_another_format_is_refused_and_left_alone(tmp_path: Path, finished: bool) -> None:
+    older, refused = SCHEMA.remove_metadata(), r"another version .*\(expected 2; got 1\)"
+    path = partition_path(tmp_path, 0) if finished else stream_path(tmp_path, 0)
+    path.parent.mkdir(parents=True)
+    if finished:
+        pq.write_table(older.empty_table(), path)
+    else:
+        pa.ipc.new_stream(str(path), older).close()
+    before = path.read_bytes()
+    for use in (lambda: list(read_batches(path)), lambda: writer(tmp_path)):
+        with pytest.raises(LogError, match=refused):
+            use()
+    assert path.read_bytes() == before
