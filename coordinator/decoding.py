@@ -32,7 +32,7 @@ def event_of(
     match kind:
         case "prediction":
             position, digest, probabilities = codec.decode_prediction(message.prediction, encoding)
-            size, received_at = message.ByteSize(), time.time_ns() // 1000
+            size, received_at = codec.size(message, probabilities, encoding), time.time_ns() // 1000
             return PredictionArrived(connection, position, digest, probabilities, size, received_at)
         case "join":
             join = message.join

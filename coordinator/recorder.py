@@ -24,6 +24,10 @@ from entangled.log_writer import Writer
 GATHER_SECONDS = 0.05
 """How long exchanges pile up before they are written and synced together."""
 
+MOST_TOGETHER, BYTES_TOGETHER = 1024, 16 * 1024 * 1024
+"""Exchanges that are written and synced together, and bytes of their predictions: a part of `memory.WINDOW_BYTES`, or
+everybody would wait each time until all that may be answered before it is on disk is there."""
+
 STATISTICS_BYTES = 1024 * 1024
 """Predictions that statistics are computed on at once."""
 
@@ -94,22 +98,26 @@ class Recorder:
         return self._writer.members
 
     def _work(self) -> None:
-        written_at = 0.0
+        began = 0.0
         try:
             while True:
                 first = self._queue.get()
-                if first is not None:
-                    time.sleep(max(0.0, written_at + self._gather - time.monotonic()))
-                written_at = time.monotonic()
-                if self._write([first]):
+                most = MOST_TOGETHER
+                if isinstance(first, Exchange):
+                    most = max(1, min(most, BYTES_TOGETHER // _bytes(first)))
+                while (left := began + self._gather - time.monotonic()) > 0 and self._queue.qsize() < most:
+                    time.sleep(min(left, self._gather / 4))
+                began = time.monotonic()
+                if self._write(first, most):
                     return
         except Exception as error:  # the disk's, whatever it is: the run must hear of it
             self._failed = True
             self._on_error(error)
 
-    def _write(self, items: list[Exchange | Settled | None]) -> bool:
-        """Write what is in `items` and has come since; True if the end was among them."""
-        while not self._queue.empty() and len(items) < 1024:
+    def _write(self, first: Exchange | Settled | None, most: int) -> bool:
+        """Write `first` and what has come since, of which `most` at once; True if the end was among them."""
+        items = [first]
+        while not self._queue.empty() and len(items) < most:
             items.append(self._queue.get())
         exchanges = [item for item in items if isinstance(item, Exchange)]
         if self._keeps_all:
@@ -166,6 +174,10 @@ def _statistics(exchanges: Sequence[Exchange], experiment: Experiment) -> Iterat
             predictions.append(found)
         begin += len(predictions)
         yield from statistics(np.stack(predictions, axis=1), experiment.combination(members))
+
+
+def _bytes(exchange: Exchange) -> int:
+    return sum(arrival.probabilities.nbytes for arrival in exchange.arrivals.values()) or 1
 
 
 def _predictions(exchange: Exchange) -> npt.NDArray[np.float32]:

@@ -325,7 +325,7 @@ class CoordinatorService(CoordinatorServicer):
     def _answer(self, answer: Answer) -> None:
         faults.point("coordinator", "before reply")
         connection, position, digest, weight, target = answer
-        self._send(connection, codec.encode_soft_target(position, digest, weight, target, self._encoding))
+        self._send(connection, codec.write_soft_target(position, digest, weight, target, self._encoding))
 
     def _recall(self, recall: Recall) -> None:
         """Answer from the log: the same arithmetic on the same numbers gives what was answered first (guarantee 2)."""
@@ -338,7 +338,7 @@ class CoordinatorService(CoordinatorServicer):
         combination = self.session.experiment.combination(members)
         target = membership.soft_target(recall.peer, members, predictions, combination)
         weight = membership.weight(recall.peer, members, recall.weight)
-        answer = codec.encode_soft_target(recall.position, recall.digest, weight, target, self._encoding)
+        answer = codec.write_soft_target(recall.position, recall.digest, weight, target, self._encoding)
         self._send(recall.connection, answer)
         asyncio.get_running_loop().call_soon(archive.prefetch)
 
@@ -351,7 +351,7 @@ class CoordinatorService(CoordinatorServicer):
         for stream, channel in self._joined():
             stream.send(on_channel(channel, message))
 
-    def _send(self, connection: int, message: pb.CoordinatorMessage) -> None:
+    def _send(self, connection: int, message: codec.ToPeer) -> None:
         stream, channel = self._connections.get(connection, (None, 0))
         if stream is not None:
             if channel:

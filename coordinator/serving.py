@@ -20,6 +20,9 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc._cython import cygrpc
 
+from entangled import unix_sockets
+from entangled.codec import Written
+
 log = logging.getLogger(__name__)
 
 _raw: Any = cygrpc
@@ -129,8 +132,7 @@ class Call:
         self._call = event.call
         self._metadata = tuple((key, value) for key, value in event.invocation_metadata or ())
         self._parse: Any = handler.request_deserializer or bytes
-        self._serialise: Any = handler.response_serializer or bytes
-        self._greeted = self._ended = False
+        self._greeted = self._ended = self._wide = False
         self._then: Then = _ignore
         self._sent: Callable[[], None] = _nothing
 
@@ -163,7 +165,10 @@ class Call:
     def send(self, message: Any, then: Callable[[], None]) -> None:
         """Send a message, and call `then` when it is on its way, or never will be; one at a time."""
         self._sent = then
-        self._start((_raw.SendMessageOperation(self._serialise(message), _NO_FLAGS),), self._gone)
+        if not self._wide and isinstance(message, Written):
+            self._wide = True
+            unix_sockets.widen(self.peer())
+        self._start((_raw.SendMessageOperation(message.SerializeToString(), _NO_FLAGS),), self._gone)
 
     def _gone(self, _: Any) -> None:
         self._sent()

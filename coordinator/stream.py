@@ -31,7 +31,7 @@ class Stream:
     def __init__(self, context: Any, take: Callable[[Stream, pb.PeerMessage], None]) -> None:
         self.connections: dict[int, int] = {}
         """The session's connection for each of the stream's channels."""
-        self.outgoing: deque[pb.CoordinatorMessage] = deque()
+        self.outgoing: deque[codec.ToPeer] = deque()
         self.ended = False
         self.error: EntangledError | None = None
         self.sent_at = time.monotonic()
@@ -48,7 +48,7 @@ class Stream:
             self._reading = True
             self._context.receive(self._came)
 
-    def send(self, message: pb.CoordinatorMessage) -> None:
+    def send(self, message: codec.ToPeer) -> None:
         """Have a message sent, after those before it. On a channel, what is sent in one turn goes as a bundle."""
         if not message.channel and not self._writing and not self.outgoing:
             self._hand_over(message)
@@ -107,7 +107,7 @@ class Stream:
         elif self.ended:
             self._finish(None)
 
-    def _hand_over(self, message: pb.CoordinatorMessage) -> None:
+    def _hand_over(self, message: codec.ToPeer) -> None:
         self._writing = True
         self._context.send(message, self._sent)
 
@@ -128,8 +128,8 @@ class Stream:
             self.over.set_exception(error)
 
 
-def _repeats(before: pb.CoordinatorMessage, message: pb.CoordinatorMessage) -> bool:
-    return before.HasField("durable") and before.channel == message.channel
+def _repeats(before: codec.ToPeer, message: pb.CoordinatorMessage) -> bool:
+    return not isinstance(before, codec.Written) and before.HasField("durable") and before.channel == message.channel
 
 
 def on_channel(channel: int, message: pb.CoordinatorMessage) -> pb.CoordinatorMessage:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -36,6 +37,37 @@ BUNDLE_BYTES = 48 * 1024
 """Of the messages that are sent as one: less than every message may have beside a prediction."""
 
 Spoken = TypeVar("Spoken", pb.PeerMessage, pb.CoordinatorMessage)
+
+
+LARGE_BYTES = 64 * 1024
+"""Of probabilities, from which on a message is `Written`; more than goes into a bundle."""
+
+
+class Written:
+    """A message that is written already, and can be sent where a message can.
+
+    protobuf would copy a large prediction three times on its way from an array to the wire; this is one copy.
+
+    Args:
+        data: what protobuf would write, but for the channel.
+        channel_tag: of the field `channel`.
+    """
+
+    def __init__(self, data: bytes, channel_tag: bytes) -> None:
+        self.channel = 0
+        self._data, self._channel_tag = data, channel_tag
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 # as protobuf calls it
+        """The message's bytes."""
+        return self._data + self._channel_tag + _varint(self.channel) if self.channel else self._data
+
+    def ByteSize(self) -> int:  # noqa: N802
+        """How many they are, but for the channel."""
+        return len(self._data)
+
+
+FromPeer = pb.PeerMessage | Written
+ToPeer = pb.CoordinatorMessage | Written
 
 
 class SoftTarget(NamedTuple):
@@ -90,7 +122,7 @@ def _is_known_prediction(message: pb.PeerMessage) -> bool:
     return not len(UnknownFieldSet(message)) and not len(UnknownFieldSet(message.prediction))
 
 
-def next_spoken(waiting: deque[Spoken], bundle: Callable[[list[Spoken]], Spoken]) -> Spoken:
+def next_spoken(waiting: deque[Spoken | Written], bundle: Callable[[list[Spoken]], Spoken]) -> Spoken | Written:
     """Take what is to be sent next from what waits: its first message, or as many on channels as go into a bundle.
 
     Args:
@@ -98,11 +130,15 @@ def next_spoken(waiting: deque[Spoken], bundle: Callable[[list[Spoken]], Spoken]
         bundle: makes one message of several.
     """
     first = waiting.popleft()
-    if not first.channel or not waiting:
+    if not first.channel or not waiting or isinstance(first, Written):
         return first
     size, found = first.ByteSize(), [first]
-    while waiting and waiting[0].channel and (size := size + waiting[0].ByteSize()) <= BUNDLE_BYTES:
-        found.append(waiting.popleft())
+    while waiting and (then := waiting[0]).channel and not isinstance(then, Written):
+        size += then.ByteSize()
+        if size > BUNDLE_BYTES:
+            break
+        found.append(then)
+        waiting.popleft()
     return bundle(found) if len(found) > 1 else first
 
 
@@ -134,6 +170,16 @@ def encode_prediction(
     return message
 
 
+def write_prediction(
+    position: Position, digest: bytes, probabilities: Probabilities, encoding: Encoding = FLOAT32
+) -> FromPeer:
+    """The same to be sent: written already where it is large, whatever becomes of the array then."""
+    if encoding != FLOAT32 or probabilities.nbytes < LARGE_BYTES:
+        return encode_prediction(position, digest, probabilities, encoding)
+    message = pb.Prediction(epoch=position.epoch, step=position.step, batch_digest=digest)
+    return _write(pb.PeerMessage, "prediction", message, probabilities)
+
+
 def decode_prediction(message: pb.Prediction, encoding: Encoding = FLOAT32) -> tuple[Position, bytes, Probabilities]:
     """The prediction in a message: for which batch, that batch's digest, and the probabilities.
 
@@ -150,6 +196,21 @@ def decode_prediction(message: pb.Prediction, encoding: Encoding = FLOAT32) -> t
     return Position(message.epoch, message.step), message.batch_digest, _tensor(message)
 
 
+def size(message: pb.PeerMessage, probabilities: Probabilities, encoding: Encoding = FLOAT32) -> int:
+    """Bytes of a message that holds a prediction of these `probabilities`.
+
+    protobuf finds out by writing it once more, which a large one is spared.
+    """
+    if encoding != FLOAT32 or probabilities.nbytes < LARGE_BYTES:
+        return message.ByteSize()
+    said = message.prediction
+    rest = pb.Prediction(epoch=said.epoch, step=said.step, batch_digest=said.batch_digest, classes_of=said.classes_of)
+    rest.rows, rest.classes = said.rows, said.classes
+    inner = rest.ByteSize() + 1 + len(_varint(probabilities.nbytes)) + probabilities.nbytes
+    outer = pb.PeerMessage(channel=message.channel).ByteSize() if message.channel else 0
+    return outer + 1 + len(_varint(inner)) + inner
+
+
 def encode_soft_target(
     position: Position, digest: bytes, weight: float, probabilities: Probabilities, encoding: Encoding = FLOAT32
 ) -> pb.CoordinatorMessage:
@@ -161,6 +222,45 @@ def encode_soft_target(
     target.weight = weight
     _fill(target, position, digest, probabilities, encoding)
     return message
+
+
+def write_soft_target(
+    position: Position, digest: bytes, weight: float, probabilities: Probabilities, encoding: Encoding = FLOAT32
+) -> ToPeer:
+    """The same to be sent: written already where it is large."""
+    if encoding != FLOAT32 or probabilities.nbytes < LARGE_BYTES:
+        return encode_soft_target(position, digest, weight, probabilities, encoding)
+    message = pb.SoftTarget(epoch=position.epoch, step=position.step, batch_digest=digest, weight=weight)
+    return _write(pb.CoordinatorMessage, "soft_target", message, probabilities)
+
+
+def _write(
+    outer: type[Message], kind: str, inner: pb.Prediction | pb.SoftTarget, probabilities: Probabilities
+) -> Written:
+    """A message of a `kind` that holds `inner`, and the probabilities, which go straight to their place in it."""
+    inner.rows, inner.classes = probabilities.shape
+    exact = np.ascontiguousarray(probabilities, FLOAT)
+    begins = inner.SerializeToString(), _tag(type(inner), "probabilities"), _varint(exact.nbytes)
+    size = sum(map(len, begins)) + exact.nbytes
+    parts = _tag(outer, kind), _varint(size), *begins, exact
+    return Written(b"".join(parts), _tag(outer, "channel"))  # pyright: ignore[reportArgumentType] # buffers
+
+
+@cache
+def _tag(message: type[Message], field: str) -> bytes:
+    """What stands before a field: its number, and whether its length follows."""
+    found = message.DESCRIPTOR.fields_by_name[field]
+    return _varint(found.number << 3 | (0 if found.type == found.TYPE_UINT32 else 2))
+
+
+def _varint(number: int) -> bytes:
+    """A number as protobuf writes it: seven bits to a byte, the lowest first."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    found.append(number)
+    return bytes(found)
 
 
 def _fill(

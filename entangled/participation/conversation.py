@@ -25,7 +25,7 @@ class Prepared(NamedTuple):
     index: int  # pyright: ignore[reportIncompatibleMethodOverride] # nobody looks for a value in it
     digest: bytes
     shape: tuple[int, ...]
-    message: pb.PeerMessage
+    message: codec.FromPeer
 
 
 class Conversation:
@@ -52,7 +52,7 @@ class Conversation:
         """By index, in the order in which they were sent."""
         self.answers: dict[int, SoftTarget] = {}
         """By index, those that nobody has asked for yet."""
-        self._unsettled: deque[tuple[int, pb.PeerMessage]] = deque()
+        self._unsettled: deque[tuple[int, codec.FromPeer]] = deque()
         """Answered predictions that the coordinator may still lose: sent again if it comes back without them."""
 
     # ---- what is said
@@ -82,7 +82,7 @@ class Conversation:
             )
         )
 
-    def welcomed(self, welcome: pb.Welcome, run_id: str) -> Iterator[pb.PeerMessage]:
+    def welcomed(self, welcome: pb.Welcome, run_id: str) -> Iterator[codec.FromPeer]:
         """What is to be said once more on a new stream, in order: what may be lost, and what is in flight.
 
         Raises:
@@ -102,7 +102,7 @@ class Conversation:
     def prepared(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> Prepared:
         """A prediction as `submitted` takes it. Changes nothing, so that any thread may do it."""
         digest = batch_digest(position, sample_ids)
-        message = codec.encode_prediction(position, digest, prediction, self._encoding)
+        message = codec.write_prediction(position, digest, prediction, self._encoding)
         return Prepared(self.layout.index(position), digest, prediction.shape, message)
 
     def submitted(self, prepared: Prepared) -> None:

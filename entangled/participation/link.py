@@ -73,7 +73,7 @@ class Channel:
         """The coordinator has said welcome: the stream must never be idle, nor silent for long."""
         self._link = link
 
-    def send(self, message: pb.PeerMessage) -> None:
+    def send(self, message: codec.FromPeer) -> None:
         """Have a message sent, after those before it; if the stream has ended, it is dropped."""
         if self.number:
             message.channel = self.number

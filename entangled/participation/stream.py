@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc._cython import cygrpc
 
-from entangled import codec
+from entangled import codec, unix_sockets
 from entangled.credentials import Metadata
 from entangled.errors import EntangledError, ProtocolError, UnreachableError
 from entangled.status import from_status
@@ -48,7 +48,9 @@ class Stream:
         self.being_read = False
         """Whether somebody waits in `wait`."""
         self._why: EntangledError | None = None
-        self._outgoing: deque[pb.PeerMessage] = deque()
+        self._outgoing: deque[codec.FromPeer] = deque()
+        self._wide = False
+        """Whether room has been made for large messages."""
         self._pending = {_BEGUN, _CAME, _ENDED}
         self._asked = True
         """Whether gRPC has been asked for the next message; for the first it is with the call."""
@@ -82,7 +84,7 @@ class Stream:
         """Why it is over; None if the coordinator said OK."""
         return self._why
 
-    def send(self, message: pb.PeerMessage) -> None:
+    def send(self, message: codec.FromPeer) -> None:
         """Have a message sent, after those before it. Onto a stream that has ended, it is dropped."""
         self.said += 1
         self._outgoing.append(message)
@@ -144,4 +146,7 @@ class Stream:
         if self._outgoing and _SENT not in self._pending and _ENDED in self._pending:
             message = codec.next_spoken(self._outgoing, codec.bundle_of_peers)
             self._pending.add(_SENT)
+            if not self._wide and isinstance(message, codec.Written):
+                self._wide = True
+                unix_sockets.widen(self._address)
             self._call.operate((_raw.SendMessageOperation(message.SerializeToString(), _NO_FLAGS),), _SENT)

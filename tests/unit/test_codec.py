@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 import pytest
 
@@ -25,6 +27,62 @@ def test_a_prediction_survives_the_wire_to_the_bit() -> None:
     assert probabilities.dtype == np.float32
     assert probabilities.shape == (4, 5)
     assert probabilities.tobytes() == VALUES.tobytes()
+
+
+LARGE = np.random.default_rng(1).dirichlet(np.ones(300), 100).astype(np.float32)
+
+
+@pytest.mark.parametrize("channel", [0, 1, 300])
+@pytest.mark.parametrize("values", [LARGE, LARGE[:, ::-1], LARGE.astype(">f4")], ids=["plain", "view", "big-endian"])
+def test_a_large_message_is_written_as_protobuf_would(values, channel: int) -> None:
+    """Byte for byte, but for the channel's place, and whatever becomes of the array then."""
+    values = values.copy("K")
+    for encode, write, kind in (
+        (codec.encode_prediction, codec.write_prediction, pb.PeerMessage),
+        (codec.encode_soft_target, codec.write_soft_target, pb.CoordinatorMessage),
+    ):
+        about = (POSITION, DIGEST) if kind is pb.PeerMessage else (POSITION, DIGEST, 0.25)
+        plain, written = encode(*about, values), write(*about, values.copy("K"))
+        assert isinstance(written, codec.Written)
+        assert written.SerializeToString() == plain.SerializeToString()
+        assert written.ByteSize() == plain.ByteSize()
+        plain.channel = written.channel = channel
+        assert kind.FromString(written.SerializeToString()) == plain
+
+
+def test_a_large_message_keeps_what_it_was_made_of() -> None:
+    values = LARGE.copy()
+    written = codec.write_prediction(POSITION, DIGEST, values)
+    values[:] = 0
+    back = pb.PeerMessage.FromString(written.SerializeToString())
+    assert codec.decode_prediction(back.prediction)[2].tobytes() == LARGE.tobytes()
+
+
+@pytest.mark.parametrize("encoding", [codec.FLOAT32, codec.FLOAT16, codec.SPARSE])
+@pytest.mark.parametrize("values", [VALUES, LARGE], ids=["small", "large"])
+def test_what_is_not_large_in_float32_is_left_to_protobuf(values, encoding: codec.Encoding) -> None:
+    message = codec.write_prediction(POSITION, DIGEST, values, encoding)
+    assert isinstance(message, codec.Written) == (values is LARGE and encoding == codec.FLOAT32)
+
+
+@pytest.mark.parametrize("channel", [0, 7, 70_000])
+@pytest.mark.parametrize("position", [Position(0, 0), POSITION])
+@pytest.mark.parametrize("encoding", [codec.FLOAT32, codec.FLOAT16])
+@pytest.mark.parametrize("values", [VALUES, LARGE], ids=["small", "large"])
+def test_the_size_of_a_message_is_protobufs(values, encoding: codec.Encoding, position: Position, channel: int) -> None:
+    message = codec.encode_prediction(position, DIGEST, values, encoding)
+    message.channel = channel
+    assert codec.size(message, values, encoding) == message.ByteSize()
+
+
+def test_a_large_message_is_sent_alone_and_in_its_place() -> None:
+    small = [pb.PeerMessage(channel=number, heartbeat=pb.Heartbeat()) for number in (1, 2, 3, 4)]
+    large = codec.write_prediction(POSITION, DIGEST, LARGE)
+    large.channel = 5
+    waiting, sent = deque([*small[:2], large, *small[2:]]), list[codec.FromPeer]()
+    while waiting:
+        sent.append(codec.next_spoken(waiting, codec.bundle_of_peers))
+    assert sent == [codec.bundle_of_peers(small[:2]), large, codec.bundle_of_peers(small[2:])]
 
 
 @pytest.mark.parametrize("encoding", [codec.FLOAT16, codec.SPARSE])
