@@ -139,7 +139,8 @@ def main(
     ] = None,
 ) -> None:
     """Measure in turns and print every rate, the medians and our ratio to each."""
-    exchanges = exchanges or max(300, 96_000 // (peers * peers) * 80 // max(rows * classes, 80))
+    fewest = 1200 if rows * classes >= 100_000 else 300  # large ones: until memory is what it will be for the whole run
+    exchanges = exchanges or max(fewest, 96_000 // (peers * peers) * 80 // max(rows * classes, 80))
     contenders = {**CONTENDERS}
     if flower_python is not None:
         contenders["flower"] = lambda *size: flower(*size, python=flower_python)

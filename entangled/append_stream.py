@@ -13,7 +13,7 @@ import pyarrow as pa
 
 BLOCK = 4096
 """What direct writes are a multiple of, in the file and in memory: at least a disk's block, at most a page."""
-HELD = 4 * 1024 * 1024
+HELD = 8 * 1024 * 1024
 """Bytes that are collected before they are written; a multiple of `BLOCK`."""
 DIRECT = 1024 * 1024
 """Bytes from which on a direct write is worth its wait for the disk."""

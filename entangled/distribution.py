@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -363,7 +363,9 @@ def prediction_digest(prediction: Probabilities) -> bytes:
     """BLAKE3-128 over a prediction as little-endian float32, row by row."""
     if prediction.dtype != _EXACT or not prediction.flags.c_contiguous:
         prediction = np.ascontiguousarray(prediction, dtype=_EXACT)
-    return blake3(memoryview(prediction).cast("B")).digest(DIGEST_SIZE)  # pyright: ignore[reportArgumentType]
+    # A few are copied sooner than seen as bytes.
+    data: Any = prediction.tobytes() if prediction.size <= _FEW else memoryview(prediction).cast("B")  # pyright: ignore
+    return blake3(data).digest(DIGEST_SIZE)
 
 
 def statistics(predictions: npt.NDArray[np.float32], combination: Combination = MEAN) -> npt.NDArray[np.float32]:

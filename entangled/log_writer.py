@@ -31,8 +31,9 @@ _THINNED = "entangled.thinned"
 """In a Parquet file's metadata: predictions were dropped from it."""
 _DELTA = ["step", "index", "sample_ids.list.element", "received_at", "wait_us", "bytes"]
 _DICTIONARY = ["peer", "members.list.element", "weight", "digest", "rows", "classes", "staleness"]
-BATCH_BYTES = 4 * 1024 * 1024
-"""Of the predictions that a record batch ends with, at least; only the last of a flush has less."""
+BATCH_BYTES = 7 * 1024 * 1024
+"""Of the predictions in a record batch, at least; only the last of a flush has less. With predictions of up to a
+megabyte, they come to less than `allocator.LARGEST`, so that joining them takes no new memory."""
 _ROW_GROUP_BYTES = 16 * 1024 * 1024
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from entangled.alignment import Position, sample_order
+from entangled.alignment import Position, SampleIds, fingerprint, sample_order
 from entangled.distribution import most_probable, transmitted
 from entangled.errors import (
     AlignmentError,
@@ -89,6 +89,30 @@ def test_every_peer_gets_the_mean_of_the_others_and_the_weight(meet: Meet, backg
             assert target.weight == position.epoch / 4  # guarantee 5: by the schedule, exact in float32
             if len(others) == 1:
                 assert target.probabilities.tobytes() == others[0].tobytes()
+
+
+def test_large_predictions_go_the_same_way(meet: Meet, background) -> None:
+    """They are written without protobuf, and past bundles."""
+    settings, names, classes = experiment(("a", "b", "c")), ("a", "b", "c"), 20_000
+    layout, random = settings.layout(SAMPLES), np.random.default_rng(0)
+    said = {name: random.dirichlet(np.ones(classes), SAMPLES).astype(np.float32) for name in names}
+
+    def run(peer: Exchange, name: str) -> list[tuple[SampleIds, SoftTarget]]:
+        peer.join(fingerprint(np.arange(SAMPLES), classes))
+        found = []
+        for index in range(layout.positions):
+            position = layout.position(index)
+            ids = layout.batch(peer.order(position.epoch), position.step)
+            found.append((ids, peer.exchange(position, ids, said[name][ids])))
+        peer.finish({})
+        return found
+
+    peer = meet(settings)
+    futures = {name: background(run, peer(name), name) for name in names}
+    for name, future in futures.items():
+        others = [said[other] for other in names if other != name]
+        for ids, target in future.result(SECONDS):
+            np.testing.assert_allclose(target.probabilities, np.mean(others, axis=0)[ids], atol=1e-7)
 
 
 def test_guarantee_1_another_data_set_is_refused_at_the_door(meet: Meet, background) -> None:
