@@ -42,9 +42,9 @@ class Settled:
 class Recorder:
     """The log's one writer.
 
-    `add` never blocks; what has piled up is written and synced in one go, as far as it is not too much. Then `on_durable`
-    is called on the recorder's thread with the number of positions on disk. An error of the disk is given to `on_error`,
-    once.
+    `add` never blocks; what has piled up is written and synced in one go, as far as it is not too much. Then
+    `on_durable` is called on the recorder's thread with the number of positions on disk. An error of the disk is given
+    to `on_error`, once.
     """
 
     def __init__(
