@@ -132,6 +132,7 @@ class Call:
         self._call = event.call
         self._metadata = tuple((key, value) for key, value in event.invocation_metadata or ())
         self._parse: Any = handler.request_deserializer or bytes
+        self._serialise: Any = handler.response_serializer or bytes
         self._greeted = self._ended = self._wide = False
         self._then: Then = _ignore
         self._sent: Callable[[], None] = _nothing
@@ -165,10 +166,14 @@ class Call:
     def send(self, message: Any, then: Callable[[], None]) -> None:
         """Send a message, and call `then` when it is on its way, or never will be; one at a time."""
         self._sent = then
-        if not self._wide and isinstance(message, Written):
-            self._wide = True
-            unix_sockets.widen(self.peer())
-        self._start((_raw.SendMessageOperation(message.SerializeToString(), _NO_FLAGS),), self._gone)
+        if isinstance(message, Written):
+            data = message.SerializeToString()
+            if not self._wide:
+                self._wide = True
+                unix_sockets.widen(self.peer())
+        else:
+            data = self._serialise(message)
+        self._start((_raw.SendMessageOperation(data, _NO_FLAGS),), self._gone)
 
     def _gone(self, _: Any) -> None:
         self._sent()
