@@ -343,7 +343,10 @@ def _read_stream(path: Path, note: Callable[[str], None]) -> Iterator[pa.RecordB
             while True:
                 message = pa.ipc.read_message(source)
                 if message.type == "schema":
-                    check_format(path, pa.ipc.read_schema(message))
+                    schema = pa.ipc.read_schema(message)
+                    check_format(path, schema)
+                    if schema != SCHEMA:
+                        raise LogError(f"{path} is no exchange log", expected=str(SCHEMA), got=str(schema))
                 else:
                     yield pa.ipc.read_record_batch(message, SCHEMA)
                 end = source.tell()

@@ -212,6 +212,15 @@ def test_a_change_in_a_file_breaks_the_chain(tmp_path: Path) -> None:
     assert broken == [2]
 
 
+def test_a_stream_with_columns_of_other_types_is_no_log(tmp_path: Path) -> None:
+    place = SCHEMA.get_field_index("index")
+    path = stream_path(tmp_path, 0)
+    path.parent.mkdir(parents=True)
+    pa.ipc.new_stream(str(path), SCHEMA.set(place, pa.field("index", pa.int32(), nullable=False))).close()
+    with pytest.raises(LogError, match="is no exchange log"):
+        list(read_batches(path))
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_log_of_another_format_is_refused_and_left_alone(tmp_path: Path, finished: bool) -> None:
     older, refused = SCHEMA.remove_metadata(), r"another version .*\(expected 2; got 1\)"

@@ -73,6 +73,15 @@ def test_every_row_has_its_predictions_digest_and_statistics_where_predictions_g
     assert next(rows, None) is None
 
 
+def test_of_large_predictions_few_are_written_before_it_is_told_that_they_are_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who may answer no more before the disk has caught up waits for all of them."""
+    monkeypatch.setattr(recorder, "GATHER_SECONDS", 0.0)
+    monkeypatch.setattr(recorder, "BYTES_TOGETHER", 1)
+    assert recorded(tmp_path, experiment(PEERS, epochs=4)) == list(range(1, 13))
+
+
 @pytest.mark.parametrize(
     ("log", "every", "left"), [("full", None, range(6)), ("sampled", 4, [0, 4]), ("statistics", None, [])]
 )
