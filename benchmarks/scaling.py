@@ -64,7 +64,7 @@ class Driven:
         position = Position(0, step)
         ids = self.session.order(0)[step * self._rows : (step + 1) * self._rows]
         digest = batch_digest(position, ids)
-        events = [PredictionArrived(n, position, digest, p, p.nbytes, 0) for n, p in enumerate(predictions)]
+        events = [PredictionArrived([n], position, digest, p[None], p.nbytes, 0) for n, p in enumerate(predictions)]
         effects: list[Effect] = []
         began = time.process_time()
         for event in events:
@@ -72,7 +72,7 @@ class Driven:
         if step % DISK_EVERY == DISK_EVERY - 1:
             self.session.handle(Synced(step + 1), 0.0)
         self.seconds += time.process_time() - began
-        targets = [effect.probabilities for effect in effects if isinstance(effect, Answer)]
+        targets = [p for effect in effects if isinstance(effect, Answer) for p in effect.probabilities]
         if len(targets) != self._peers or not any(isinstance(effect, Record) for effect in effects):
             raise RuntimeError(f"exchange {step} is not complete")
         return targets

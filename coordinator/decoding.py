@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -12,6 +13,19 @@ from entangled.alignment import Position
 from entangled.errors import ProtocolError
 from entangled.log_limit import printable
 from entangled.v1 import exchange_pb2 as pb
+
+
+def predictions_of(
+    connections: Sequence[int], message: pb.PeerMessage, encoding: codec.Encoding = codec.FLOAT32
+) -> PredictionArrived:
+    """The session's event for a prediction, which came on one connection or as one message on several.
+
+    Raises:
+        PredictionError: its bytes are no prediction of as many peers.
+    """
+    position, digest, probabilities = codec.decode_predictions(message.prediction, encoding, len(connections))
+    size, received_at = codec.size(message, probabilities, encoding), time.time_ns() // 1000
+    return PredictionArrived(connections, position, digest, probabilities, size, received_at)
 
 
 def event_of(
@@ -31,9 +45,7 @@ def event_of(
     """
     match kind:
         case "prediction":
-            position, digest, probabilities = codec.decode_prediction(message.prediction, encoding)
-            size, received_at = codec.size(message, probabilities, encoding), time.time_ns() // 1000
-            return PredictionArrived(connection, position, digest, probabilities, size, received_at)
+            return predictions_of((connection,), message, encoding)
         case "join":
             join = message.join
             return Joined(

@@ -5,6 +5,7 @@ What there is several of for each exchange is a named tuple, which takes a tenth
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,14 +29,24 @@ class Joined:
 
 
 class PredictionArrived(NamedTuple):
-    """A prediction came in on a connection; `received_at` is wall-clock microseconds, for the log only."""
+    """A prediction came in on a connection, or one on each of several: all are taken in, or none."""
 
-    connection: int
+    connections: Sequence[int]
     position: Position
     digest: bytes
     probabilities: Probabilities
+    """`(connections, rows, classes)` float32."""
     size: int
+    """Bytes of the message that brought them."""
     received_at: int
+    """Microseconds by the wall clock, for the log only."""
+
+    def apart(self) -> Iterator[PredictionArrived]:
+        """Each connection's by itself."""
+        share = self.size // len(self.connections)
+        for place, connection in enumerate(self.connections):
+            probabilities = self.probabilities[place : place + 1]
+            yield self._replace(connections=(connection,), probabilities=probabilities, size=share)
 
 
 @dataclass(frozen=True)
@@ -149,13 +160,14 @@ class Started:
 
 
 class Answer(NamedTuple):
-    """Send a soft target."""
+    """Send soft targets for one batch: one to each of these connections."""
 
-    connection: int
+    connections: Sequence[int]
     position: Position
     digest: bytes
     weight: float
-    probabilities: Probabilities
+    probabilities: Sequence[Probabilities]
+    """`(rows, classes)` float32 each, in the same order."""
 
 
 @dataclass(frozen=True)

@@ -40,26 +40,27 @@ class Memory:
         """The exchange at an index, if it is remembered."""
         return self._recent.get(index)
 
-    def add(self, exchange: Exchange, answers: list[Answer]) -> list[Answer]:
-        """Take in a complete exchange.
+    def add(self, exchange: Exchange, answer: Answer) -> list[Answer]:
+        """Take in a complete exchange, and what answers it.
 
         Returns:
-            Those of its answers that may be given now: none where the disk is behind, so that nobody goes on before
-            it has caught up.
+            The answer, if it may be given now: not where the disk is behind, so that nobody goes on before it has
+            caught up.
         """
-        index = exchange.index
-        self._recent[index] = exchange
-        if index < self.durable + self.window:
-            return answers
-        self._held += [(index, answer) for answer in answers]
-        return []
+        self._recent[exchange.index] = exchange
+        return self._given(exchange.index, answer)
 
     def again(self, index: int, answer: Answer) -> list[Answer]:
-        """The same for one answer that was asked for once more; if it waits, it does in the place of the first."""
+        """The same for an answer to one connection that asks once more; if the first still waits, that one will do."""
+        asked = answer.connections[0]
+        waits = any(i == index and asked in held.connections for i, held in self._held)
+        return [] if waits else self._given(index, answer)
+
+    def _given(self, index: int, answer: Answer) -> list[Answer]:
+        if not answer.connections:
+            return []
         if index < self.durable + self.window:
             return [answer]
-        asked = index, answer.connection
-        self._held = [(i, held) for i, held in self._held if (i, held.connection) != asked]
         self._held.append((index, answer))
         return []
 

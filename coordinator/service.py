@@ -14,7 +14,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from coordinator.archive import Archive
-from coordinator.decoding import event_of, unreadable
+from coordinator.decoding import event_of, predictions_of, unreadable
 from coordinator.entry import MAX_SAMPLES
 from coordinator.events import (
     Answer,
@@ -240,7 +240,10 @@ class CoordinatorService(CoordinatorServicer):
     # ---- events in, effects out
 
     def _take(self, stream: Stream, message: pb.PeerMessage) -> None:
-        """Take in what one peer says. On a channel of its own, what is wrong with it concerns nobody else there."""
+        """Take in what a peer says. On a channel of its own, what is wrong with it concerns nobody else there."""
+        if message.channels:
+            self._take_several(stream, message)
+            return
         connection = stream.connections.get(message.channel) or self._open(stream, message.channel)
         kind = message.WhichOneof("kind")
         if kind == "heartbeat" and self.session.has_joined(connection):
@@ -249,13 +252,33 @@ class CoordinatorService(CoordinatorServicer):
             event = event_of(connection, kind, message, self._encoding)
             self._handle(event)
         except EntangledError as error:
-            if message.channel == 0:
-                raise
-            log.warning("refused channel %d: %s", message.channel, error)
-            self._end_channel(connection, error)
+            self._refuse(message.channel, connection, error)
             return
         if isinstance(event, Left):
             self._end_channel(connection)
+
+    def _take_several(self, stream: Stream, message: pb.PeerMessage) -> None:
+        """Take in predictions of several peers; where one of them is wrong, each by itself."""
+        known, channels = stream.connections.get, tuple(message.channels)
+        if len(set(channels)) < len(channels):
+            raise ProtocolError("a prediction is twice of one channel", got=", ".join(map(str, channels)))
+        connections = [known(channel) or self._open(stream, channel) for channel in channels]
+        event = predictions_of(connections, message, self._encoding)
+        try:
+            self._handle(event)
+        except EntangledError:
+            for channel, one in zip(channels, event.apart(), strict=True):
+                try:
+                    self._handle(one)
+                except EntangledError as error:
+                    self._refuse(channel, one.connections[0], error)
+
+    def _refuse(self, channel: int, connection: int, error: EntangledError) -> None:
+        """End the channel on which something wrong was said; with channel 0, which is all there is then, the stream."""
+        if channel == 0:
+            raise error
+        log.warning("refused channel %d: %s", channel, error)
+        self._end_channel(connection, error)
 
     def _end_channel(self, connection: int, error: EntangledError | None = None) -> None:
         """A peer speaks on its channel no more, and with the last of them its stream ends."""
@@ -323,9 +346,11 @@ class CoordinatorService(CoordinatorServicer):
                 self._end(error)
 
     def _answer(self, answer: Answer) -> None:
-        faults.point("coordinator", "before reply")
-        connection, position, digest, weight, target = answer
-        self._send(connection, codec.write_soft_target(position, digest, weight, target, self._encoding))
+        connections, position, digest, weight, targets = answer
+        messages = codec.write_soft_targets(position, digest, weight, targets, self._encoding)
+        for connection, message in zip(connections, messages, strict=True):
+            faults.point("coordinator", "before reply")
+            self._send(connection, message)
 
     def _recall(self, recall: Recall) -> None:
         """Answer from the log: the same arithmetic on the same numbers gives what was answered first (guarantee 2)."""
@@ -338,7 +363,7 @@ class CoordinatorService(CoordinatorServicer):
         combination = self.session.experiment.combination(members)
         target = membership.soft_target(recall.peer, members, predictions, combination)
         weight = membership.weight(recall.peer, members, recall.weight)
-        answer = codec.write_soft_target(recall.position, recall.digest, weight, target, self._encoding)
+        (answer,) = codec.write_soft_targets(recall.position, recall.digest, weight, [target], self._encoding)
         self._send(recall.connection, answer)
         asyncio.get_running_loop().call_soon(archive.prefetch)
 

@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from grpc._cython import cygrpc
 
 from entangled import unix_sockets
-from entangled.codec import Written
+from entangled.codec import Unwritten, Written
 
 log = logging.getLogger(__name__)
 
@@ -166,13 +166,11 @@ class Call:
     def send(self, message: Any, then: Callable[[], None]) -> None:
         """Send a message, and call `then` when it is on its way, or never will be; one at a time."""
         self._sent = then
-        if isinstance(message, Written):
-            data = message.SerializeToString()
-            if not self._wide:
-                self._wide = True
-                unix_sockets.widen(self.peer())
-        else:
-            data = self._serialise(message)
+        if isinstance(message, Written) and not self._wide:
+            self._wide = True
+            unix_sockets.widen(self.peer())
+        own = isinstance(message, Written | Unwritten)
+        data = message.SerializeToString() if own else self._serialise(message)
         self._start((_raw.SendMessageOperation(data, _NO_FLAGS),), self._gone)
 
     def _gone(self, _: Any) -> None:

@@ -45,7 +45,7 @@ from coordinator.memory import Memory
 from coordinator.roster import Member, Roster
 from entangled import PROTOCOL_VERSION, membership
 from entangled.alignment import Fingerprint, Layout, Position, SampleIds
-from entangled.distribution import Combination, check, soft_targets
+from entangled.distribution import Combination, Probabilities, check, soft_targets
 from entangled.errors import (
     AlignmentError,
     EntangledError,
@@ -307,28 +307,29 @@ class Session:
     # ---- exchanging
 
     def _prediction(self, event: PredictionArrived, now: float) -> list[Effect]:
-        member = self._roster.at(event.connection)
+        """Take in predictions for one batch: every one is checked before anything changes."""
+        connections, position, digest, probabilities, size, received_at = event
+        members = [self._roster.at(connection) for connection in connections]
         layout, batches, classes = self._run()
-        index = self._check_position(member, event.position, layout)
-        digest = batches.at(index, keep=index >= self.complete).digest
-        if event.digest != digest:
+        index = self._check_position(members, position, layout)
+        expected = batches.at(index, keep=index >= self.complete).digest
+        if digest != expected:
             raise AlignmentError(
-                f"peer {member.name}'s prediction for {event.position} is about other samples",
-                expected=f"batch digest {digest.hex()}",
-                got=event.digest.hex(),
+                f"peer {members[0].name}'s prediction for {position} is about other samples",
+                expected=f"batch digest {expected.hex()}",
+                got=digest.hex(),
             )
-        try:
-            check(event.probabilities, layout.rows(event.position.step), classes)
-        except PredictionError as error:
-            where = f"peer {member.name}'s prediction for {event.position}: {error.message}"
-            raise PredictionError(where, expected=error.expected, got=error.got) from None
-        effects = self._advance(member, event.position, index, now)
-        if index < self.complete:
-            return effects + self._answer_again(member, index, event)
-        arrivals = self._pending.setdefault(index, {})
-        if member.name in arrivals:
-            return effects + self._warn_if_differs(member, event, arrivals[member.name])
-        arrivals[member.name] = Arrival(event.probabilities, event.received_at, event.size, now)
+        _check_probabilities(members, position, probabilities, layout.rows(position.step), classes)
+        effects: list[Effect] = []
+        share, rest = divmod(size, len(members))
+        arrivals = self._pending.setdefault(index, {}) if index >= self.complete else {}
+        for place, (member, said) in enumerate(zip(members, probabilities, strict=True)):
+            effects += self._advance(member, position, index, now)
+            arrival = Arrival(said, received_at, share + (place < rest), now)
+            if index < self.complete:
+                effects += self._answer_again(connections[place], member, event, index, arrival)
+            elif (first := arrivals.setdefault(member.name, arrival)) is not arrival:
+                effects += self._warn_if_differs(member, position, arrival, first)
         return self._finish_exchanges(effects, now)
 
     def _advance(self, member: Member, position: Position, index: int, now: float) -> list[Effect]:
@@ -341,22 +342,24 @@ class Session:
             return [Warn(f"peer {member.name} has caught up: it is expected again")]
         return []
 
-    def _check_position(self, member: Member, position: Position, layout: Layout) -> int:
+    def _check_position(self, members: list[Member], position: Position, layout: Layout) -> int:
         if position.epoch >= layout.epochs or position.step >= layout.steps_per_epoch:
             raise AlignmentError(
-                f"peer {member.name} predicts for a batch that this run does not have",
+                f"peer {members[0].name} predicts for a batch that this run does not have",
                 expected=f"{layout.epochs} epochs of {layout.steps_per_epoch} steps",
                 got=str(position),
             )
         index = layout.index(position)
         if self.lookahead is None:
             raise ProtocolError("the look-ahead is still to be decided", expected="pace", got="prediction")
-        if index > self.complete and not self._follows(member, index, self.lookahead):
-            raise AlignmentError(
-                f"peer {member.name} is ahead of the run",
-                expected=str(layout.position(self.complete)),
-                got=str(position),
-            )
+        if index > self.complete:
+            for member in members:
+                if not self._follows(member, index, self.lookahead):
+                    raise AlignmentError(
+                        f"peer {member.name} is ahead of the run",
+                        expected=str(layout.position(self.complete)),
+                        got=str(position),
+                    )
         return index
 
     def _follows(self, member: Member, index: int, lookahead: int) -> bool:
@@ -396,12 +399,13 @@ class Session:
         weight = self.weight if len(arrivals) > 1 else 0.0
         exchange = Exchange(position, index, sample_ids, digest, weight, arrivals, min(self.lookahead or 0, index), now)
         self.complete = index + 1
-        answers = [
-            Answer(connection, position, digest, weight, target)
+        there = [
+            (connection, target)
             for name, target in zip(arrivals, targets, strict=True)
             if (connection := self.members[name].connection) is not None
         ]
-        effects += self._memory.add(exchange, answers)
+        answer = Answer([connection for connection, _ in there], position, digest, weight, [t for _, t in there])
+        effects += self._memory.add(exchange, answer)
         effects.append(Record(exchange))
 
     def _settle(self, event: Settled) -> list[Effect]:
@@ -416,23 +420,23 @@ class Session:
         settled = min(m.settled for m in self.members.values())
         return [Thin(settled)] if settled > before and self.experiment.exchange.log != "full" else []
 
-    def _answer_again(self, member: Member, index: int, event: PredictionArrived) -> list[Effect]:
+    def _answer_again(
+        self, connection: int, member: Member, event: PredictionArrived, index: int, arrival: Arrival
+    ) -> list[Effect]:
         """Answer a prediction for a complete position with what was answered first (guarantee 2)."""
         exchange = self._memory.find(index)
         if exchange is None:
-            weight = self._weight(event.position)
-            return [
-                Recall(event.connection, member.name, event.position, index, event.digest, weight, event.probabilities)
-            ]
+            weight, said = self._weight(event.position), arrival.probabilities
+            return [Recall(connection, member.name, event.position, index, event.digest, weight, said)]
         first = exchange.arrivals.get(member.name)
-        warnings = [] if first is None else self._warn_if_differs(member, event, first)
-        answer = self._answer(event.connection, exchange, member.name)
+        warnings = [] if first is None else self._warn_if_differs(member, event.position, arrival, first)
+        answer = self._answer(connection, exchange, member.name)
         return [*warnings, *self._memory.again(index, answer)]
 
-    def _warn_if_differs(self, member: Member, event: PredictionArrived, first: Arrival) -> list[Effect]:
-        if np.array_equal(event.probabilities, first.probabilities):
+    def _warn_if_differs(self, member: Member, position: Position, again: Arrival, first: Arrival) -> list[Effect]:
+        if np.array_equal(again.probabilities, first.probabilities):
             return []
-        return [Warn(f"peer {member.name} repeated {event.position} with another prediction; the first one stands")]
+        return [Warn(f"peer {member.name} repeated {position} with another prediction; the first one stands")]
 
     def _metrics(self, event: MetricsArrived, now: float) -> list[Effect]:
         member = self._roster.at(event.connection)
@@ -458,7 +462,7 @@ class Session:
         members, predictions = list(exchange.arrivals), [a.probabilities for a in exchange.arrivals.values()]
         target = membership.soft_target(peer, members, predictions, self._combination(members))
         weight = membership.weight(peer, members, self._weight(exchange.position))
-        return Answer(connection, exchange.position, exchange.digest, weight, target)
+        return Answer((connection,), exchange.position, exchange.digest, weight, [target])
 
     def _combination(self, members: list[str]) -> Combination:
         return self._of_all if len(members) == len(self.members) else self.experiment.combination(members)
@@ -478,3 +482,20 @@ class Session:
         if self._epoch_weight[0] != position.epoch:
             self._epoch_weight = position.epoch, float(np.float32(weight_at(schedule, position, layout)))
         return self._epoch_weight[1]
+
+
+def _check_probabilities(
+    members: list[Member], position: Position, probabilities: Probabilities, rows: int, classes: int
+) -> None:
+    """Raise PredictionError, with the first peer's name whose they are, unless all are distributions of that shape."""
+    try:
+        if len(members) == 1:
+            check(probabilities[0], rows, classes)
+        else:
+            check(probabilities.reshape(-1, probabilities.shape[-1]), len(members) * rows, classes)
+    except PredictionError as error:
+        if len(members) > 1:
+            for place, member in enumerate(members):
+                _check_probabilities([member], position, probabilities[place : place + 1], rows, classes)
+        where = f"peer {members[0].name}'s prediction for {position}: {error.message}"
+        raise PredictionError(where, expected=error.expected, got=error.got) from None

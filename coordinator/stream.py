@@ -129,7 +129,9 @@ class Stream:
 
 
 def _repeats(before: codec.ToPeer, message: pb.CoordinatorMessage) -> bool:
-    return not isinstance(before, codec.Written) and before.HasField("durable") and before.channel == message.channel
+    return (
+        isinstance(before, pb.CoordinatorMessage) and before.HasField("durable") and before.channel == message.channel
+    )
 
 
 def on_channel(channel: int, message: pb.CoordinatorMessage) -> pb.CoordinatorMessage:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised when a change of the wire contract means that older peers or coordinators must not take part."""
 
 __all__ = ["AsyncBatch", "AsyncPeer", "Batch", "Peer", "SoftTarget", "join", "join_async"]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Literal, NamedTuple, TypeVar
+from itertools import groupby
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from google.protobuf.message import Message
@@ -33,11 +34,11 @@ MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 ORDER_CHUNK = 65_536
 """Sample ids in one message."""
 
+HEAD_BYTES = 96
+"""What the message of a small prediction or soft target has beside its probabilities, at most."""
+
 BUNDLE_BYTES = 48 * 1024
 """Of the messages that are sent as one: less than every message may have beside a prediction."""
-
-Spoken = TypeVar("Spoken", pb.PeerMessage, pb.CoordinatorMessage)
-
 
 LARGE_BYTES = 64 * 1024
 """Of probabilities, from which on a message is `Written`; more than goes into a bundle."""
@@ -66,8 +67,37 @@ class Written:
         return len(self._data)
 
 
-FromPeer = pb.PeerMessage | Written
-ToPeer = pb.CoordinatorMessage | Written
+Head = tuple[Position, bytes, tuple[int, ...], Encoding, float]
+"""What predictions, or soft targets, of several peers have in common where they can be one message: position, batch
+digest, shape, encoding, and λ, which is 0 for predictions."""
+
+
+class Unwritten:
+    """A small prediction or soft target, written when it is sent: with those of other channels, where they can be one.
+
+    Args:
+        kind: of the message that it will be.
+        head: of it.
+        data: the probabilities, encoded.
+    """
+
+    __slots__ = ("channel", "data", "head", "kind")
+
+    def __init__(self, kind: type[pb.PeerMessage] | type[pb.CoordinatorMessage], head: Head, data: bytes) -> None:
+        self.channel = 0
+        self.kind, self.head, self.data = kind, head, data
+
+    def SerializeToString(self) -> bytes:  # noqa: N802
+        """The message's bytes."""
+        return joined([self]).SerializeToString()
+
+    def ByteSize(self) -> int:  # noqa: N802
+        """How many they are at most."""
+        return len(self.data) + HEAD_BYTES
+
+
+FromPeer = pb.PeerMessage | Written | Unwritten
+ToPeer = pb.CoordinatorMessage | Written | Unwritten
 
 
 class SoftTarget(NamedTuple):
@@ -104,15 +134,22 @@ def unbundled(message: pb.PeerMessage) -> Sequence[pb.PeerMessage]:
     """
     if _is_known_prediction(message):
         return (message,)
-    refuse_unknown(message)
+    _check_known(message)
     if not message.HasField("bundle"):
         return (message,)
     for one in message.bundle.messages:
         if one.HasField("bundle"):
             raise ProtocolError("a bundle of bundles", expected="a bundle of messages", got="a bundle")
         if not _is_known_prediction(one):
-            refuse_unknown(one)
+            _check_known(one)
     return message.bundle.messages
+
+
+def _check_known(message: pb.PeerMessage) -> None:
+    refuse_unknown(message)
+    if message.channels and not message.HasField("prediction"):
+        got = str(message.WhichOneof("kind"))
+        raise ProtocolError("only a prediction may be of several channels", expected="a prediction", got=got)
 
 
 def _is_known_prediction(message: pb.PeerMessage) -> bool:
@@ -122,11 +159,11 @@ def _is_known_prediction(message: pb.PeerMessage) -> bool:
     return not len(UnknownFieldSet(message)) and not len(UnknownFieldSet(message.prediction))
 
 
-def next_spoken(waiting: deque[Spoken | Written], bundle: Callable[[list[Spoken]], Spoken]) -> Spoken | Written:
-    """Take what is to be sent next from what waits: its first message, or as many on channels as go into a bundle.
+def next_spoken(waiting: deque[Any], bundle: Callable[[list[Any]], Any]) -> Any:
+    """Take what is to be sent next from what waits: its first message, or as many on channels as go into one.
 
     Args:
-        waiting: messages, in order; at least one.
+        waiting: `FromPeer`s or `ToPeer`s, in order; at least one.
         bundle: makes one message of several.
     """
     first = waiting.popleft()
@@ -139,7 +176,35 @@ def next_spoken(waiting: deque[Spoken | Written], bundle: Callable[[list[Spoken]
             break
         found.append(then)
         waiting.popleft()
-    return bundle(found) if len(found) > 1 else first
+    together: list[Any] = []
+    for head, group in groupby(found, _head):
+        some = list(group)
+        together += some if head is None else [joined(some)]
+    return bundle(together) if len(together) > 1 else together[0]
+
+
+def _head(message: Any) -> Head | None:
+    return message.head if isinstance(message, Unwritten) else None
+
+
+def joined(several: list[Unwritten]) -> Any:
+    """The message that predictions, or soft targets, of one `head` are together."""
+    first = several[0]
+    message, (position, digest, shape, encoding, weight) = first.kind(), first.head
+    if len(several) > 1:
+        message.channels.extend([one.channel for one in several])
+    elif first.channel:
+        message.channel = first.channel
+    if isinstance(message, pb.PeerMessage):
+        inner = message.prediction
+    else:
+        inner = message.soft_target
+        inner.weight = weight
+    _begin(inner, position, digest, shape)
+    if encoding != FLOAT32:
+        inner.encoding = encoding
+    inner.probabilities = b"".join([one.data for one in several]) if len(several) > 1 else first.data
+    return message
 
 
 def bundle_of_peers(messages: list[pb.PeerMessage]) -> pb.PeerMessage:
@@ -173,19 +238,30 @@ def encode_prediction(
 def write_prediction(
     position: Position, digest: bytes, probabilities: Probabilities, encoding: Encoding = FLOAT32
 ) -> FromPeer:
-    """The same to be sent: written already where it is large, whatever becomes of the array then."""
-    if encoding != FLOAT32 or probabilities.nbytes < LARGE_BYTES:
+    """The same to be sent, whatever becomes of the array then: written already where it is large."""
+    if encoding == SPARSE:
         return encode_prediction(position, digest, probabilities, encoding)
-    message = pb.Prediction(epoch=position.epoch, step=position.step, batch_digest=digest)
-    return _write(pb.PeerMessage, "prediction", message, probabilities)
+    if encoding == FLOAT32 and probabilities.nbytes >= LARGE_BYTES:
+        message = pb.Prediction(epoch=position.epoch, step=position.step, batch_digest=digest)
+        return _write(pb.PeerMessage, "prediction", message, probabilities)
+    head = position, digest, probabilities.shape, encoding, 0.0
+    return Unwritten(pb.PeerMessage, head, _written(probabilities, encoding)[0])
 
 
 def decode_prediction(message: pb.Prediction, encoding: Encoding = FLOAT32) -> tuple[Position, bytes, Probabilities]:
-    """The prediction in a message: for which batch, that batch's digest, and the probabilities.
+    """The prediction in a message: for which batch, that batch's digest, and the `(rows, classes)` probabilities.
 
     Raises:
         PredictionError: it is in another encoding than the experiment's, or its bytes do not fill its shape.
     """
+    position, digest, probabilities = decode_predictions(message, encoding)
+    return position, digest, probabilities[0]
+
+
+def decode_predictions(
+    message: pb.Prediction, encoding: Encoding = FLOAT32, peers: int = 1
+) -> tuple[Position, bytes, Probabilities]:
+    """The same of several peers; `(peers, rows, classes)` probabilities."""
     if message.encoding != encoding:
         names = {number: name for name, number in ENCODINGS.items()}
         raise PredictionError(
@@ -193,15 +269,15 @@ def decode_prediction(message: pb.Prediction, encoding: Encoding = FLOAT32) -> t
             expected=names[encoding],
             got=names.get(message.encoding, str(message.encoding)),
         )
-    return Position(message.epoch, message.step), message.batch_digest, _tensor(message)
+    return Position(message.epoch, message.step), message.batch_digest, _tensor(message, peers)
 
 
 def size(message: pb.PeerMessage, probabilities: Probabilities, encoding: Encoding = FLOAT32) -> int:
-    """Bytes of a message that holds a prediction of these `probabilities`.
+    """Bytes of a message that holds these `probabilities`.
 
     protobuf finds out by writing it once more, which a large one is spared.
     """
-    if encoding != FLOAT32 or probabilities.nbytes < LARGE_BYTES:
+    if encoding != FLOAT32 or probabilities.nbytes < LARGE_BYTES or message.channels:
         return message.ByteSize()
     said = message.prediction
     rest = pb.Prediction(epoch=said.epoch, step=said.step, batch_digest=said.batch_digest, classes_of=said.classes_of)
@@ -224,14 +300,17 @@ def encode_soft_target(
     return message
 
 
-def write_soft_target(
-    position: Position, digest: bytes, weight: float, probabilities: Probabilities, encoding: Encoding = FLOAT32
-) -> ToPeer:
-    """The same to be sent: written already where it is large."""
-    if encoding != FLOAT32 or probabilities.nbytes < LARGE_BYTES:
-        return encode_soft_target(position, digest, weight, probabilities, encoding)
-    message = pb.SoftTarget(epoch=position.epoch, step=position.step, batch_digest=digest, weight=weight)
-    return _write(pb.CoordinatorMessage, "soft_target", message, probabilities)
+def write_soft_targets(
+    position: Position, digest: bytes, weight: float, several: Sequence[Probabilities], encoding: Encoding = FLOAT32
+) -> list[ToPeer]:
+    """Soft targets for one batch, of one shape, to be sent: written already where they are large."""
+    if encoding != FLOAT32 or not several:
+        return [encode_soft_target(position, digest, weight, one, encoding) for one in several]
+    if several[0].nbytes >= LARGE_BYTES:
+        message = pb.SoftTarget(epoch=position.epoch, step=position.step, batch_digest=digest, weight=weight)
+        return [_write(pb.CoordinatorMessage, "soft_target", message, one) for one in several]
+    head = position, digest, several[0].shape, FLOAT32, weight
+    return [Unwritten(pb.CoordinatorMessage, head, one.astype(FLOAT, copy=False).tobytes()) for one in several]
 
 
 def _write(
@@ -270,24 +349,40 @@ def _fill(
     probabilities: Probabilities,
     encoding: Encoding,
 ) -> None:
-    """Write what predictions and soft targets have in common; field by field, which takes half the time."""
+    """Write what predictions and soft targets have in common."""
+    _begin(message, position, digest, probabilities.shape)
+    data, classes_of = _written(probabilities, encoding)
+    message.probabilities = data
+    if encoding != FLOAT32:
+        message.encoding, message.classes_of = encoding, classes_of
+
+
+def _begin(message: pb.Prediction | pb.SoftTarget, position: Position, digest: bytes, shape: tuple[int, ...]) -> None:
+    """Field by field, which takes half the time."""
     message.epoch, message.step = position
     message.batch_digest = digest
-    message.rows, message.classes = probabilities.shape
-    if encoding == FLOAT32:
-        message.probabilities = probabilities.astype(FLOAT, copy=False).tobytes()
-    else:
-        message.encoding = encoding
-        message.probabilities, message.classes_of = _written(probabilities, encoding)
+    message.rows, message.classes = shape
 
 
 def decode_soft_target(message: pb.SoftTarget) -> SoftTarget:
     """The soft target in a message."""
-    return SoftTarget(Position(message.epoch, message.step), message.batch_digest, message.weight, _tensor(message))
+    return decode_soft_targets(message)[0]
+
+
+def decode_soft_targets(message: pb.SoftTarget, peers: int = 1) -> list[SoftTarget]:
+    """The same of several peers.
+
+    Raises:
+        PredictionError: its bytes do not fill its shape.
+    """
+    position, digest, weight = Position(message.epoch, message.step), message.batch_digest, message.weight
+    return [SoftTarget(position, digest, weight, one) for one in _tensor(message, peers)]
 
 
 def _written(probabilities: Probabilities, encoding: Encoding) -> tuple[bytes, bytes]:
-    """`probabilities` and `classes_of` of a message in another encoding than float32."""
+    """`probabilities` and `classes_of` of a message in an encoding."""
+    if encoding == FLOAT32:
+        return probabilities.astype(FLOAT, copy=False).tobytes(), b""
     if encoding == FLOAT16:
         return (probabilities * FLOAT.type(HALF_SCALE)).astype(_HALF).tobytes(), b""
     row, column = np.nonzero(probabilities)
@@ -296,21 +391,24 @@ def _written(probabilities: Probabilities, encoding: Encoding) -> tuple[bytes, b
     return values.tobytes(), np.concatenate([counts, column]).astype(_NUMBER).tobytes()
 
 
-def _tensor(message: pb.Prediction | pb.SoftTarget) -> Probabilities:
-    """`(rows, classes)` float32; a view of the message's bytes where that is what they hold."""
+def _tensor(message: pb.Prediction | pb.SoftTarget, peers: int) -> Probabilities:
+    """`(peers, rows, classes)` float32; a view of the message's bytes where that is what they hold."""
     rows, classes, data = message.rows, message.classes, message.probabilities
     if message.encoding == SPARSE:
-        return _dense(message)
+        if peers != 1:
+            raise PredictionError("a sparse prediction is of several peers", expected="1 peer", got=f"{peers} peers")
+        return _dense(message)[np.newaxis]
     kind = _HALF if message.encoding == FLOAT16 else FLOAT
-    if rows * classes * kind.itemsize != len(data):
+    if peers * rows * classes * kind.itemsize != len(data):
+        shape = f"{rows} × {classes}" if peers == 1 else f"{peers} × {rows} × {classes}"
         raise PredictionError(
             "a prediction's bytes do not fill its shape",
-            expected=f"{rows} × {classes} × {kind.itemsize} = {rows * classes * kind.itemsize} bytes",
+            expected=f"{shape} × {kind.itemsize} = {peers * rows * classes * kind.itemsize} bytes",
             got=f"{len(data)} bytes",
         )
     if message.encoding == FLOAT16:
-        return np.frombuffer(data, _HALF).reshape(rows, classes).astype(FLOAT) / FLOAT.type(HALF_SCALE)
-    return np.ndarray((rows, classes), FLOAT, data)
+        return np.frombuffer(data, _HALF).reshape(peers, rows, classes).astype(FLOAT) / FLOAT.type(HALF_SCALE)
+    return np.ndarray((peers, rows, classes), FLOAT, data)
 
 
 def _dense(message: pb.Prediction | pb.SoftTarget) -> Probabilities:

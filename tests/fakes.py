@@ -49,7 +49,7 @@ class InMemoryCoordinator:
         self.changed = threading.Condition()
         self.warnings: list[str] = []
         self._numbers = itertools.count(1)
-        self._answers: dict[tuple[int, Position], Answer] = {}
+        self._answers: dict[tuple[int, Position], SoftTarget] = {}
         self._ended: dict[int, EntangledError | None] = {}
         self._end: EntangledError | None = None
 
@@ -86,7 +86,7 @@ class InMemoryCoordinator:
             self._perform(effects)
             self.changed.notify_all()
 
-    def answer(self, connection: int, position: Position) -> Answer:
+    def answer(self, connection: int, position: Position) -> SoftTarget:
         """Wait for the answer about a batch on a connection. Whoever waits lets time pass."""
         with self.changed:
             while (connection, position) not in self._answers:
@@ -100,7 +100,8 @@ class InMemoryCoordinator:
         for effect in effects:
             match effect:
                 case Answer():
-                    self._answers[effect.connection, effect.position] = effect
+                    for connection, target in zip(effect.connections, effect.probabilities, strict=True):
+                        self._answers[connection, effect.position] = SoftTarget(target, effect.weight)
                 case Record():  # memory is as durable as anything here
                     self._perform(self.session.handle(Synced(effect.exchange.index + 1), time.monotonic()))
                 case Warn():
@@ -164,7 +165,7 @@ class InMemoryExchange(Exchange):
     def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
         """See `seam.Exchange.submit`."""
         connection, digest = self._joined(), batch_digest(position, sample_ids)
-        arrived = PredictionArrived(connection, position, digest, prediction, prediction.nbytes, 0)
+        arrived = PredictionArrived([connection], position, digest, prediction[None], prediction.nbytes, 0)
         self._coordinator.handle(connection, arrived)
         self._in_flight.add(position)
 
@@ -174,7 +175,7 @@ class InMemoryExchange(Exchange):
             raise ProtocolError(f"no prediction was submitted for {position}, or its result has been given already")
         answer = self._coordinator.answer(self._connection, position)
         self._in_flight.remove(position)
-        return SoftTarget(answer.probabilities, answer.weight)
+        return answer
 
     def settle(self, complete: int) -> None:
         """See `seam.Exchange.settle`: what is answered is settled."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from statistics import median
 
-from entangled import faults
+from entangled import codec, faults
 from entangled.alignment import Fingerprint, Position, SampleIds
 from entangled.credentials import NOTHING, Credentials
 from entangled.distribution import Probabilities
@@ -177,6 +177,13 @@ class CoordinatorClient(Exchange):
         """See `link.Speaker`."""
         try:
             self._conversation.heard(message)
+        except EntangledError as error:
+            self._error = error
+
+    def answered(self, target: codec.SoftTarget) -> None:
+        """See `link.Speaker`."""
+        try:
+            self._conversation.answered(target)
         except EntangledError as error:
             self._error = error
 

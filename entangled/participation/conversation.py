@@ -141,7 +141,7 @@ class Conversation:
         """
         match message.WhichOneof("kind"):
             case "soft_target":
-                self._answered(codec.decode_soft_target(message.soft_target))
+                self.answered(codec.decode_soft_target(message.soft_target))
             case "durable":
                 self.durable = message.durable.complete
                 while self._unsettled and self._unsettled[0][0] < self.durable:
@@ -155,8 +155,13 @@ class Conversation:
             case _:
                 pass
 
-    def _answered(self, target: codec.SoftTarget) -> None:
-        """An answer: to what is in flight, or once more to what was answered and sent again."""
+    def answered(self, target: codec.SoftTarget) -> None:
+        """Take in an answer: to what is in flight, or once more to what was answered and sent again.
+
+        Raises:
+            AlignmentError: it answers another batch.
+            PredictionError: it is no soft target.
+        """
         index = self.layout.index(target.position)
         asked = self._in_flight.get(index)
         if asked is None:

@@ -14,7 +14,7 @@ from grpc.experimental import ChannelOptions
 from entangled import PROTOCOL_VERSION, codec
 from entangled.alignment import SampleIds, check_order
 from entangled.credentials import NOTHING, Credentials
-from entangled.errors import EntangledError, UnreachableError
+from entangled.errors import EntangledError, PredictionError, UnreachableError
 from entangled.experiment import Experiment
 from entangled.experiment_file import loads
 from entangled.participation.stream import Stream
@@ -59,6 +59,9 @@ class Speaker(Protocol):
 
     def arrived(self, message: pb.CoordinatorMessage) -> None:
         """Take in what has come."""
+
+    def answered(self, target: codec.SoftTarget) -> None:
+        """Take in a soft target that has come, in a message for several."""
 
     def ended(self, error: EntangledError | None) -> None:
         """The channel has ended, and maybe its stream; the error says why, None that the coordinator said OK."""
@@ -338,6 +341,9 @@ class Link:
             self._waiters[0].called.put(None)
 
     def _arrived(self, message: pb.CoordinatorMessage) -> None:
+        if message.channels:
+            self._answered(message)
+            return
         channel = self._channels.get(message.channel)
         if channel is None:
             return  # it has ended
@@ -347,6 +353,19 @@ class Link:
         del self._channels[channel.number]
         refused = message.ended.HasField("refusal")
         channel.speaker.ended(from_refusal(message.ended.refusal) if refused else None)
+
+    def _answered(self, message: pb.CoordinatorMessage) -> None:
+        """Soft targets of several peers have come as one message."""
+        channels = [self._channels.get(number) for number in message.channels]
+        try:
+            targets = codec.decode_soft_targets(message.soft_target, len(channels))
+        except PredictionError as error:
+            if self._stream is not None:
+                self._abandon(self._stream, error)
+            return
+        for channel, target in zip(channels, targets, strict=True):
+            if channel is not None:  # it has not ended
+                channel.speaker.answered(target)
 
     def _ended(self, stream: Stream, error: EntangledError | None) -> None:
         if stream is not self._stream:

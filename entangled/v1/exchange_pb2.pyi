@@ -55,7 +55,7 @@ class SamplesHeld(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., sample_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("join", "prediction", "metrics", "leave", "settled", "pace", "heartbeat", "bundle", "channel")
+    __slots__ = ("join", "prediction", "metrics", "leave", "settled", "pace", "heartbeat", "bundle", "channel", "channels")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class PeerMessage(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
     join: Join
     prediction: Prediction
     metrics: Metrics
@@ -74,7 +75,8 @@ class PeerMessage(_message.Message):
     heartbeat: Heartbeat
     bundle: PeerBundle
     channel: int
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., bundle: _Optional[_Union[PeerBundle, _Mapping]] = ..., channel: _Optional[int] = ...) -> None: ...
+    channels: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., bundle: _Optional[_Union[PeerBundle, _Mapping]] = ..., channel: _Optional[int] = ..., channels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PeerBundle(_message.Message):
     __slots__ = ("messages",)
@@ -170,7 +172,7 @@ class Leave(_message.Message):
     def __init__(self, failure: _Optional[str] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("welcome", "soft_target", "durable", "heartbeat", "lookahead", "ended", "bundle", "channel")
+    __slots__ = ("welcome", "soft_target", "durable", "heartbeat", "lookahead", "ended", "bundle", "channel", "channels")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     SOFT_TARGET_FIELD_NUMBER: _ClassVar[int]
     DURABLE_FIELD_NUMBER: _ClassVar[int]
@@ -179,6 +181,7 @@ class CoordinatorMessage(_message.Message):
     ENDED_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     soft_target: SoftTarget
     durable: Durable
@@ -187,7 +190,8 @@ class CoordinatorMessage(_message.Message):
     ended: Ended
     bundle: CoordinatorBundle
     channel: int
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., soft_target: _Optional[_Union[SoftTarget, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., lookahead: _Optional[_Union[Lookahead, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., bundle: _Optional[_Union[CoordinatorBundle, _Mapping]] = ..., channel: _Optional[int] = ...) -> None: ...
+    channels: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., soft_target: _Optional[_Union[SoftTarget, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., lookahead: _Optional[_Union[Lookahead, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., bundle: _Optional[_Union[CoordinatorBundle, _Mapping]] = ..., channel: _Optional[int] = ..., channels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class CoordinatorBundle(_message.Message):
     __slots__ = ("messages",)

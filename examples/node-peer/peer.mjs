@@ -14,7 +14,7 @@ const [address, name, inputsPath, labelsPath] = process.argv.slice(2)
 const proto = fileURLToPath(new URL('../../proto/entangled/v1/exchange.proto', import.meta.url))
 const options = { keepCase: true, longs: Number, defaults: true, oneofs: true }
 const { Coordinator } = grpc.loadPackageDefinition(loadSync(proto, options)).entangled.v1
-const PROTOCOL = 2 // with another one, nothing in this file may be right any more
+const PROTOCOL = 3 // with another one, nothing in this file may be right any more
 const MiB256 = 256 * 1024 * 1024
 const client = new Coordinator(address, grpc.credentials.createInsecure(), {
   'grpc.max_receive_message_length': MiB256, 'grpc.max_send_message_length': MiB256,

@@ -47,6 +47,14 @@ def on(channel: int, message: pb.PeerMessage):
     return message
 
 
+def as_one(*predictions: pb.PeerMessage):
+    """Predictions on channels, for one batch, as one message, as docs/protocol.md describes it."""
+    message = pb.PeerMessage(channels=[one.channel for one in predictions])
+    message.prediction.CopyFrom(predictions[0].prediction)
+    message.prediction.probabilities = b"".join(one.prediction.probabilities for one in predictions)
+    return message
+
+
 def predict(experiment: Experiment, peer: str, index: int, seed: int = 0):
     """The right prediction for the batch at `index`: the right samples, and a distribution."""
     position, ids = batch(experiment, index)
@@ -148,7 +156,22 @@ class RawPeer:
 def _each(call: Any) -> Iterator[pb.CoordinatorMessage]:
     """Every message, also those that come as one."""
     for message in call:
-        yield from message.bundle.messages if message.HasField("bundle") else (message,)
+        for one in message.bundle.messages if message.HasField("bundle") else (message,):
+            yield from _apart(one) if one.channels else (one,)
+
+
+def _apart(message: pb.CoordinatorMessage) -> Iterator[pb.CoordinatorMessage]:
+    """A message for several channels as one for each, as docs/protocol.md describes it."""
+    parts = len(message.channels)
+    for place, channel in enumerate(message.channels):
+        one = pb.CoordinatorMessage()
+        one.CopyFrom(message)
+        del one.channels[:]
+        one.channel = channel
+        if one.HasField("soft_target"):
+            each = len(message.soft_target.probabilities) // parts
+            one.soft_target.probabilities = message.soft_target.probabilities[place * each : (place + 1) * each]
+        yield one
 
 
 def _serialise(message: pb.PeerMessage | bytes) -> bytes:

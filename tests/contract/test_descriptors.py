@@ -24,6 +24,7 @@ ALLOWED = {
         "heartbeat": "Heartbeat",
         "bundle": "PeerBundle",
         "channel": "uint32",
+        "channels": "repeated uint32",
     },
     "PeerBundle": {"messages": "repeated PeerMessage"},
     "Heartbeat": {},
@@ -70,6 +71,8 @@ TENSOR = {"Prediction.probabilities", "Prediction.classes_of"}
 DIGESTS = {"Fingerprint.ids_digest", "Fingerprint.contents_digest", "Prediction.batch_digest"}
 SCALARS_BY_NAME = {"Metrics.values"}
 MESSAGES = {"PeerBundle.messages"}
+CHANNELS = {"PeerMessage.channels"}
+"""Each once, and no other than those that a peer has joined on."""
 NAMES_OF_SAMPLES = {"SamplesHeld.sample_ids"}
 TYPES = {
     getattr(FieldDescriptor, name): name.removeprefix("TYPE_").lower()
@@ -113,7 +116,8 @@ def test_guarantee_4_only_a_predictions_probabilities_could_hold_a_tensor() -> N
     fields = {f"{name(m)}.{f.name}": f for m in sent_by_peers() for f in m.fields}
     data = {key for key, field in fields.items() if TYPES[field.type] in ("bytes", "group")}
     assert data == TENSOR | DIGESTS
-    assert {key for key, field in fields.items() if field.is_repeated} == SCALARS_BY_NAME | NAMES_OF_SAMPLES | MESSAGES
+    repeated = {key for key, field in fields.items() if field.is_repeated}
+    assert repeated == SCALARS_BY_NAME | NAMES_OF_SAMPLES | MESSAGES | CHANNELS
     assert fields["Metrics.values"].message_type.GetOptions().map_entry  # a name may occur once
 
 

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from entangled import PROTOCOL_VERSION, codec
 from entangled.alignment import sample_order
+from entangled.distribution import soft_targets
 from entangled.errors import EntangledError, MembershipError, ProtocolError, RunFailedError
 from entangled.exchange_log import read
 from entangled.experiment import Experiment
@@ -21,8 +22,8 @@ from entangled.v1 import exchange_pb2 as pb
 from entangled.v1.exchange_pb2_grpc import CoordinatorStub
 from tests.contract.conftest import Coordinate
 from tests.contract.processes import DEADLINE, LiveCoordinator
-from tests.contract.raw import RawPeer, final, join, on, predict
-from tests.support import SAMPLES, experiment, prediction
+from tests.contract.raw import RawPeer, as_one, final, join, on, predict
+from tests.support import CLASSES, SAMPLES, experiment, prediction
 
 SERVICE = "entangled.v1.Coordinator"
 WAIT: dict[str, Any] = {"timeout": DEADLINE, "wait_for_ready": True}
@@ -153,6 +154,72 @@ def test_what_is_wrong_on_one_channel_ends_that_one_alone(live: LiveCoordinator,
     assert not raw.receive("ended").HasField("refusal")
     raw.leaves_on(3, settings)
     assert live.ended() is None
+
+
+def test_predictions_of_several_are_one_message_and_so_are_their_answers(
+    coordinate: Coordinate,
+) -> None:
+    settings = experiment(("a", "b", "c"))
+    live = coordinate(settings)
+    raw, alone = live.raw(), live.raw()
+    raw.send(on(7, join("b")), on(2, join("a")))
+    alone.joins("c")
+    positions, size = settings.layout(SAMPLES).positions, 0
+    for index in range(positions):
+        message = as_one(on(7, predict(settings, "b", index)), on(2, predict(settings, "a", index)))
+        raw.send(message)
+        size += message.ByteSize()
+        alone.exchange(settings, "c", index)
+    raw.send(on(2, final(settings)), on(2, pb.PeerMessage(leave=pb.Leave())))
+    raw.leaves_on(7, settings)
+    alone.leaves(settings)
+    for channel, name in ((2, "a"), (7, "b")):
+        mine = [m.soft_target for m in raw.received if m.channel == channel and m.WhichOneof("kind") == "soft_target"]
+        for index, target in enumerate(mine):
+            said = {p: codec.decode_prediction(predict(settings, p, index).prediction)[2] for p in "abc"}
+            wanted = dict(zip("abc", soft_targets(list(said.values())), strict=True))[name]
+            assert target.probabilities == wanted.tobytes()
+        assert len(mine) == positions
+    assert live.ended() is None
+    rows = [row for row, _ in read(live.run) if row.peer != "c"]
+    assert sum(row.bytes for row in rows) == size  # each has its share of what came
+
+
+@pytest.mark.parametrize("wrong", ["a", "b"])
+def test_of_predictions_that_came_together_the_wrong_one_alone_is_refused(
+    live: LiveCoordinator, settings: Experiment, wrong: str
+) -> None:
+    raw, channels = live.raw(), {"a": 1, "b": 2}
+    raw.send(*(on(channel, join(peer)) for peer, channel in channels.items()))
+    said = {peer: on(channel, predict(settings, peer, 0)) for peer, channel in channels.items()}
+    said[wrong].prediction.probabilities = np.full((4, CLASSES), 0.5, np.float32).tobytes()
+    raw.send(as_one(*said.values()))
+    ended = raw.receive("ended")
+    assert raw.received[-1].channel == channels[wrong]
+    assert f"peer {wrong}'s prediction for epoch 0 step 0: row 0 does not sum to 1" in ended.refusal.message
+    raw.send(on(3, join(wrong, instance="again")), on(3, predict(settings, wrong, 0)))
+    assert raw.receive("soft_target").epoch == 0
+    assert raw.receive("soft_target").epoch == 0
+    (right,) = channels.keys() - {wrong}
+    assert {m.channel for m in raw.received if m.WhichOneof("kind") == "soft_target"} == {3, channels[right]}
+
+
+def test_predictions_that_come_together_are_repeated_like_any_other(
+    live: LiveCoordinator, settings: Experiment
+) -> None:
+    raw = live.raw()
+    raw.send(on(1, join("a")), on(2, join("b")))
+    for _ in range(2):
+        raw.send(as_one(on(1, predict(settings, "a", 0)), on(2, predict(settings, "b", 0))))
+    for index in (1, 2):
+        raw.send(as_one(on(2, predict(settings, "b", index)), on(1, predict(settings, "a", index))))
+    targets = [raw.receive("soft_target") for _ in range(8)]
+    found = [m for m in raw.received if m.WhichOneof("kind") == "soft_target"]
+    assert [target.step for target in targets] == [0, 0, 0, 0, 1, 1, 2, 2]
+    for message in found:
+        other = "b" if message.channel == 1 else "a"
+        index = message.soft_target.step
+        assert message.soft_target.probabilities == predict(settings, other, index).prediction.probabilities
 
 
 def test_a_bundle_is_what_is_in_it(live: LiveCoordinator, settings: Experiment) -> None:

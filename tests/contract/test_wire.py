@@ -22,7 +22,7 @@ from entangled.participation import link
 from entangled.v1 import exchange_pb2 as pb
 from tests.contract.conftest import Coordinate
 from tests.contract.processes import LiveCoordinator
-from tests.contract.raw import RawPeer, batch, final, join, predict
+from tests.contract.raw import RawPeer, as_one, batch, final, join, on, predict
 from tests.support import CLASSES, SAMPLES, data, experiment, prediction
 
 BROKEN_AT = 2
@@ -223,6 +223,31 @@ MALFORMED: dict[str, tuple[Callable[[Experiment], pb.PeerMessage | bytes], type[
         lambda s: codec.bundle_of_peers([codec.bundle_of_peers([predict(s, "b", 2)])]),
         ProtocolError,
         "a bundle of bundles",
+    ),
+    "twice of one channel": (
+        lambda s: as_one(on(1, predict(s, "b", 2)), on(1, predict(s, "b", 2))),
+        ProtocolError,
+        "twice of one channel",
+    ),
+    "of more channels than there are peers": (
+        lambda s: as_one(*(on(number, predict(s, "b", 2)) for number in range(1, 5))),
+        ProtocolError,
+        "more peers than the experiment",
+    ),
+    "of more channels than it fills": (
+        lambda s: pb.PeerMessage(channels=[0, 1], prediction=predict(s, "b", 2).prediction),
+        PredictionError,
+        "do not fill its shape",
+    ),
+    "a join of several channels": (
+        lambda _: pb.PeerMessage(channels=[1, 2], join=join("b").join),
+        ProtocolError,
+        "only a prediction may be of several channels",
+    ),
+    "a bundle of several channels": (
+        lambda s: pb.PeerMessage(channels=[1], bundle=pb.PeerBundle(messages=[predict(s, "b", 2)])),
+        ProtocolError,
+        "only a prediction may be of several channels",
     ),
     "nothing": (lambda _: b"", ProtocolError, "an empty message"),
     "no protobuf": (lambda _: b"\xff\xff\xff\xff hello", ProtocolError, "cannot be read"),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.session import (
     Answer,
     Disconnected,
+    Effect,
     Event,
     Failed,
     Finished,
@@ -25,7 +27,7 @@ from coordinator.session import (
 )
 from entangled import PROTOCOL_VERSION
 from entangled.alignment import Position, batch_digest
-from entangled.errors import AlignmentError, RefusedError
+from entangled.errors import AlignmentError, PredictionError, RefusedError
 from tests.support import CLASSES, SAMPLES, data, experiment, prediction, raised
 
 NAMES = "abcde"
@@ -48,10 +50,10 @@ def predicted(session: Session, connection: int, peer: str, index: int, seed: in
     position = layout.position(index)
     ids = layout.batch(session.order(position.epoch), position.step)
     values = {
-        "connection": connection,
+        "connections": [connection],
         "position": position,
         "digest": batch_digest(position, ids),
-        "probabilities": prediction(peer, position, len(ids), seed),
+        "probabilities": prediction(peer, position, len(ids), seed)[np.newaxis],
         "size": 1,
         "received_at": 0,
     }
@@ -79,7 +81,12 @@ def test_guarantee_3_soft_targets_do_not_depend_on_the_order_of_arrival(
             effects = []
             for name in order:
                 effects = session.handle(predicted(session, NAMES.index(name), name, index), 0.0)
-            seen |= {(index, NAMES[e.connection]): e.probabilities.tobytes() for e in effects if isinstance(e, Answer)}
+            seen |= {
+                (index, NAMES[connection]): target.tobytes()
+                for e in effects
+                if isinstance(e, Answer)
+                for connection, target in zip(e.connections, e.probabilities, strict=True)
+            }
             (record,) = (e.exchange for e in effects if isinstance(e, Record))
             assert tuple(record.arrivals) == names
         assert len(seen) == peers * plan.layout(SAMPLES).positions
@@ -118,9 +125,9 @@ def events(session: Session, action: tuple[str, int, int, int]) -> list[Event]:
                 {"digest": bytes(16)},
                 {"digest": b""},
                 {"position": Position(number + 3, 2**32 - 1)},
-                {"probabilities": np.full((rows, CLASSES), np.nan, np.float32)},
-                {"probabilities": np.zeros((0, 0), np.float32)},
-                {"probabilities": np.full((rows, CLASSES), -1, np.float32)},
+                {"probabilities": np.full((1, rows, CLASSES), np.nan, np.float32)},
+                {"probabilities": np.zeros((1, 0, 0), np.float32)},
+                {"probabilities": np.full((1, rows, CLASSES), -1, np.float32)},
                 {},
             ]
             return [predicted(session, connection, peer, index, seed=choice % 2, **bad[choice])]
@@ -174,7 +181,7 @@ def test_guarantees_2_and_7_no_sequence_of_events_breaks_the_session(
             finally:
                 session.validate()
             if isinstance(event, PredictionArrived) and not session.over:
-                taken.setdefault((connected[event.connection], event.position), event.probabilities.tobytes())
+                taken.setdefault((connected[event.connections[0]], event.position), event.probabilities.tobytes())
             for effect in effects:
                 if isinstance(effect, Record):
                     exchange = effect.exchange
@@ -186,8 +193,9 @@ def test_guarantees_2_and_7_no_sequence_of_events_breaks_the_session(
                     for name, arrival in exchange.arrivals.items():
                         assert arrival.probabilities.tobytes() == taken[name, exchange.position]
                 if isinstance(effect, Answer):
-                    key = connected[effect.connection], effect.position
-                    assert first.setdefault(key, effect.probabilities.tobytes()) == effect.probabilities.tobytes()
+                    for connection, target in zip(effect.connections, effect.probabilities, strict=True):
+                        key = connected[connection], effect.position
+                        assert first.setdefault(key, target.tobytes()) == target.tobytes()
                 if isinstance(effect, Failed | Finished):
                     assert session.over
     assert recorded == list(range(session.complete))  # each exchange once, in order
@@ -252,3 +260,57 @@ def test_however_often_connections_break_the_run_comes_to_its_end(cuts: list[tup
         effects = session.handle(Left(connection[name], ""), 0.0)
     assert any(isinstance(e, Finished) for e in effects)
     assert session.over
+
+
+@given(st.data(), st.integers(2, 5), st.booleans())
+def test_what_comes_together_is_what_comes_one_by_one(choose: st.DataObject, peers: int, on_disk: bool) -> None:
+    """The same answers and the same log, whoever's predictions come as one event; with a wrong one among them, none."""
+    names = NAMES[:peers]
+    plan = experiment(tuple(names), combine="geometric")
+    apart, together = Session(plan, 0.0), Session(plan, 0.0)
+    for session in (apart, together):
+        for number, name in enumerate(names):
+            session.handle(joined(number, name), 0.0)
+    for index in range(plan.layout(SAMPLES).positions):
+        events = [predicted(apart, number, name, index) for number, name in enumerate(names)]
+        order = choose.draw(st.permutations(range(peers)))
+        cut = choose.draw(st.integers(0, peers))
+        wanted, found = list[Effect](), list[Effect]()
+        for number in order:
+            wanted += apart.handle(events[number], 0.0)
+        for some in (order[:cut], order[cut:]):
+            if some:
+                one = as_one([events[number] for number in some])
+                assert [event.connections for event in one.apart()] == [(number,) for number in some]
+                bad = one.probabilities.copy()
+                bad[choose.draw(st.integers(0, len(some) - 1)), 0, 0] = -1
+                before = state(together)
+                with pytest.raises(PredictionError, match="row 0 has a negative probability"):
+                    together.handle(one._replace(probabilities=bad), 0.0)
+                assert state(together) == before
+                found += together.handle(one, 0.0)
+                together.validate()
+        assert comparable(found) == comparable(wanted)
+        if on_disk:
+            for session in (apart, together):
+                session.handle(Synced(index + 1), 0.0)
+
+
+def as_one(events: list[PredictionArrived]) -> PredictionArrived:
+    connections = [connection for event in events for connection in event.connections]
+    probabilities = np.concatenate([event.probabilities for event in events])
+    return events[0]._replace(connections=connections, probabilities=probabilities, size=len(events))
+
+
+def comparable(effects: list[Effect]) -> list[object]:
+    """Effects without arrays, which cannot be compared."""
+    found: list[object] = []
+    for effect in effects:
+        if isinstance(effect, Answer):
+            found.append((effect.connections, effect.weight, [p.tobytes() for p in effect.probabilities]))
+        elif isinstance(effect, Record):
+            arrivals = effect.exchange.arrivals.items()
+            found.append((effect.exchange.index, [(n, a.probabilities.tobytes(), a.size) for n, a in arrivals]))
+        else:
+            found.append(effect)
+    return found

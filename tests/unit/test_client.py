@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import pytest
 
 from entangled import codec
 from entangled.alignment import Position, batch_digest
-from entangled.errors import RunFailedError, UnreachableError
+from entangled.errors import AlignmentError, EntangledError, PredictionError, RunFailedError, UnreachableError
 from entangled.participation.client import CoordinatorClient
+from entangled.participation.link import Link
 from entangled.v1 import exchange_pb2 as pb
 from tests.scripted import WELCOME, Script, coordinator
 from tests.support import data, experiment, prediction
@@ -86,6 +87,70 @@ def test_guarantee_6_everything_in_flight_is_sent_again_in_order_after_a_break(t
     assert streams == [[tuple(p) for p in positions]] * 2
     for position, result in zip((positions[0], *reversed(positions[1:])), results, strict=True):
         assert result.probabilities.tobytes() == prediction("b", position, 4).tobytes()
+
+
+def wrong_digest(target: pb.SoftTarget) -> None:
+    target.batch_digest = bytes(16)
+
+
+def cut_off(target: pb.SoftTarget) -> None:
+    target.probabilities = target.probabilities[:-4]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind", "words"),
+    [
+        (lambda _: None, None, ""),
+        (wrong_digest, AlignmentError, "with another batch"),
+        (cut_off, PredictionError, "do not fill its shape"),
+    ],
+    ids=["right", "wrong digest", "cut off"],
+)
+def test_soft_targets_of_several_are_one_message(
+    tmp_path: Path, spoil: Callable[[pb.SoftTarget], None], kind: type[EntangledError] | None, words: str
+) -> None:
+    """Each peer gets its own out of it, or hears what is wrong; a channel that has ended is passed over."""
+    start, names = Position(0, 0), ("a", "b")
+    joined, targets = {}, {name: prediction(name, start, 4) for name in names}
+
+    def talk(requests: Iterator[pb.PeerMessage]) -> Iterator[bytes]:
+        for _ in names:
+            said = next(requests)
+            joined[said.join.peer] = said.channel
+            welcome = pb.CoordinatorMessage.FromString(WELCOME)
+            welcome.channel = said.channel
+            yield welcome.SerializeToString()
+        heard = list[tuple[int, bytes]]()
+        while len(heard) < len(names):
+            said = next(requests)
+            for one in said.bundle.messages or (said,):
+                parts = one.channels or [one.channel]
+                each = len(one.prediction.probabilities) // len(parts)
+                heard += [(c, one.prediction.probabilities[i * each :][:each]) for i, c in enumerate(parts)]
+        assert dict(heard) == {joined[name]: prediction("ba"[i], start, 4).tobytes() for i, name in enumerate(names)}
+        probabilities = np.concatenate([targets["b"], targets["a"], targets["a"]])
+        reply = codec.encode_soft_target(start, batch_digest(start, IDS), 0.5, probabilities)
+        reply.soft_target.rows, reply.channels[:] = 4, [joined["b"], joined["a"], 99]
+        spoil(reply.soft_target)
+        yield reply.SerializeToString()
+        for _ in requests:
+            pass
+
+    address = f"unix:{tmp_path}/c.sock"
+    with coordinator(address, experiment(), itertools.repeat(talk)):
+        link = Link(address, several=True)
+        clients = {name: CoordinatorClient(address, name, link=link) for name in names}
+        for client in clients.values():
+            client.join(data())
+        for place, client in enumerate(clients.values()):
+            client.submit(start, IDS, prediction("ba"[place], start, 4))
+        for name, client in clients.items():
+            if kind is None:
+                assert client.result(start).probabilities.tobytes() == targets[name].tobytes()
+            else:
+                with pytest.raises(kind, match=words):
+                    client.result(start)
+        link.close()
 
 
 class Bell(Exception):  # noqa: N818 # not an error

@@ -29,6 +29,10 @@ def test_a_prediction_survives_the_wire_to_the_bit() -> None:
     assert probabilities.tobytes() == VALUES.tobytes()
 
 
+def write_soft_target(position: Position, digest: bytes, weight: float, probabilities: np.ndarray) -> codec.ToPeer:
+    return codec.write_soft_targets(position, digest, weight, [probabilities])[0]
+
+
 LARGE = np.random.default_rng(1).dirichlet(np.ones(300), 100).astype(np.float32)
 
 
@@ -39,7 +43,7 @@ def test_a_large_message_is_written_as_protobuf_would(values, channel: int) -> N
     values = values.copy("K")
     for encode, write, kind in (
         (codec.encode_prediction, codec.write_prediction, pb.PeerMessage),
-        (codec.encode_soft_target, codec.write_soft_target, pb.CoordinatorMessage),
+        (codec.encode_soft_target, write_soft_target, pb.CoordinatorMessage),
     ):
         about = (POSITION, DIGEST) if kind is pb.PeerMessage else (POSITION, DIGEST, 0.25)
         plain, written = encode(*about, values), write(*about, values.copy("K"))
@@ -83,6 +87,54 @@ def test_a_large_message_is_sent_alone_and_in_its_place() -> None:
     while waiting:
         sent.append(codec.next_spoken(waiting, codec.bundle_of_peers))
     assert sent == [codec.bundle_of_peers(small[:2]), large, codec.bundle_of_peers(small[2:])]
+
+
+def waiting_on_channels(values: list[np.ndarray], encoding: codec.Encoding, *digests: bytes) -> deque[codec.FromPeer]:
+    found: deque[codec.FromPeer] = deque()
+    for channel, (one, digest) in enumerate(zip(values, digests, strict=True), 1):
+        found.append(codec.write_prediction(POSITION, digest, one, encoding))
+        found[-1].channel = channel
+    return found
+
+
+@pytest.mark.parametrize("encoding", [codec.FLOAT32, codec.FLOAT16])
+def test_predictions_for_one_batch_that_wait_together_are_one_message(encoding: codec.Encoding) -> None:
+    values = list(np.random.default_rng(2).dirichlet(np.ones(5), (3, 4)).astype(np.float32))
+    waiting = waiting_on_channels(values, encoding, *[DIGEST] * 3)
+    message = pb.PeerMessage.FromString(codec.next_spoken(waiting, codec.bundle_of_peers).SerializeToString())
+    assert not waiting
+    assert (message.channel, list(message.channels)) == (0, [1, 2, 3])
+    position, digest, several = codec.decode_predictions(message.prediction, encoding, 3)
+    assert (position, digest) == (POSITION, DIGEST)
+    name = "float16" if encoding == codec.FLOAT16 else "float32"
+    assert several.tobytes() == b"".join(transmitted(one, name).tobytes() for one in values)
+    with pytest.raises(PredictionError, match="do not fill its shape"):
+        codec.decode_predictions(message.prediction, encoding, 2)
+
+
+def test_predictions_for_several_batches_or_that_are_sparse_are_a_bundle() -> None:
+    other = bytes(16)
+    waiting = waiting_on_channels([VALUES] * 4, codec.FLOAT32, DIGEST, DIGEST, other, DIGEST)
+    message = codec.next_spoken(waiting, codec.bundle_of_peers)
+    assert [list(one.channels) or one.channel for one in message.bundle.messages] == [[1, 2], 3, 4]
+    assert [one.prediction.batch_digest for one in message.bundle.messages] == [DIGEST, other, DIGEST]
+    waiting = waiting_on_channels([VALUES] * 2, codec.SPARSE, DIGEST, DIGEST)
+    message = codec.next_spoken(waiting, codec.bundle_of_peers)
+    assert [one.channel for one in message.bundle.messages] == [1, 2]
+    with pytest.raises(PredictionError, match="expected 1 peer; got 2 peers"):
+        codec.decode_predictions(message.bundle.messages[0].prediction, codec.SPARSE, 2)
+
+
+@pytest.mark.parametrize("channel", [0, 70_000])
+@pytest.mark.parametrize("position", [Position(0, 0), Position(2**32 - 1, 2**32 - 1)])
+def test_a_small_message_is_as_protobuf_makes_it(position: Position, channel: int) -> None:
+    for plain, unwritten in (
+        (codec.encode_prediction(position, DIGEST, VALUES), codec.write_prediction(position, DIGEST, VALUES)),
+        (codec.encode_soft_target(position, DIGEST, 0.5, VALUES), write_soft_target(position, DIGEST, 0.5, VALUES)),
+    ):
+        plain.channel = unwritten.channel = channel
+        assert unwritten.SerializeToString() == plain.SerializeToString()
+        assert plain.ByteSize() <= unwritten.ByteSize()
 
 
 @pytest.mark.parametrize("encoding", [codec.FLOAT16, codec.SPARSE])

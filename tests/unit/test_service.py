@@ -17,7 +17,7 @@ from coordinator.service import CoordinatorService
 from coordinator.serving import AbortedError, Then
 from coordinator.session import Session
 from coordinator.stream import QUEUED
-from entangled import PROTOCOL_VERSION
+from entangled import PROTOCOL_VERSION, codec
 from entangled.alignment import batch_digest
 from entangled.experiment import Experiment
 from entangled.v1 import exchange_pb2 as pb
@@ -39,8 +39,8 @@ class Context:
         self._then = then
         asyncio.get_running_loop().call_soon(self.speak)
 
-    def send(self, message: pb.CoordinatorMessage, then: Callable[[], None]) -> None:
-        self.seen.append(message.WhichOneof("kind"))
+    def send(self, message: codec.ToPeer, then: Callable[[], None]) -> None:
+        self.seen.append(pb.CoordinatorMessage.FromString(message.SerializeToString()).WhichOneof("kind"))
         self.written = then
 
     def speak(self) -> None:
@@ -137,7 +137,7 @@ def test_guarantee_7_from_who_does_not_read_no_more_is_read(tmp_path: Path, monk
         while session.members["a"].connection is None:
             await asyncio.sleep(0)
         arrived = prediction("b", position, len(ids))
-        session.handle(PredictionArrived(99, position, batch_digest(position, ids), arrived, 1, 0), 0.0)
+        session.handle(PredictionArrived([99], position, batch_digest(position, ids), arrived[None], 1, 0), 0.0)
         asked = -1
         while asked != greedy.asked:  # goes on for as long as more is read
             asked = greedy.asked

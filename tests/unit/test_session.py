@@ -64,24 +64,33 @@ def join(session: Session, peer: str, connection: int | None = None, instance: s
     return session.handle(Joined(number, peer, instance or peer, f"host of {peer}", PROTOCOL_VERSION, data), 0.0)
 
 
-def predict(session: Session, peer: str, position: Position = START, seed: int = 0, **changes):
+def predict(
+    session: Session, peer: str, position: Position = START, seed: int = 0, connection: int | None = None, **changes
+):
+    """One peer's prediction; of what is changed, `probabilities` are that one's."""
     layout = session.layout
     assert layout is not None
     ids = layout.batch(session.order(position.epoch), position.step)
     random = np.random.default_rng([seed, PEERS.index(peer), *position])
     values = {
-        "connection": PEERS.index(peer),
+        "connections": [PEERS.index(peer) if connection is None else connection],
         "position": position,
         "digest": batch_digest(position, ids),
         "probabilities": random.dirichlet(np.ones(3), len(ids)).astype(np.float32),
         "size": 1,
         "received_at": 0,
     }
-    return session.handle(PredictionArrived(**(values | changes)), 0.0)
+    said = values | changes
+    return session.handle(PredictionArrived(**said | {"probabilities": said["probabilities"][np.newaxis]}), 0.0)
 
 
 def answers(effects) -> dict[int, np.ndarray]:
-    return {e.connection: e.probabilities for e in effects if isinstance(e, Answer)}
+    return {
+        connection: target
+        for e in effects
+        if isinstance(e, Answer)
+        for connection, target in zip(e.connections, e.probabilities, strict=True)
+    }
 
 
 def join_all(session: Session) -> None:
@@ -297,7 +306,7 @@ def test_guarantee_6_repeating_a_prediction_does_not_get_past_a_disk_that_is_beh
         assert predict(session, "a", position) == []
     assert len(answers(predict(session, "a", session.layout.position(WINDOW - 1)))) == 1  # this one had been answered
     released = session.handle(Synced(1), 0.0)
-    assert sorted(e.connection for e in released) == [0, 1, 2, 7]  # once each; nobody listens on 1 any more
+    assert sorted(c for e in released for c in e.connections) == [0, 1, 2, 7]  # once each; nobody listens on 1 any more
     assert {e.position for e in released} == {position}
     session.validate()
 

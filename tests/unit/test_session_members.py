@@ -33,6 +33,7 @@ from entangled import PROTOCOL_VERSION
 from entangled.alignment import batch_digest
 from entangled.distribution import combined, soft_targets
 from entangled.errors import PatienceError, RunFailedError
+from entangled.participation.seam import SoftTarget
 from tests.support import SAMPLES, data, experiment, prediction
 
 PEERS = "abc"
@@ -82,7 +83,9 @@ class Run:
         position = self.layout.position(index)
         ids = self.layout.batch(self.session.order(position.epoch), position.step)
         said = prediction(peer, position, len(ids))
-        arrived = PredictionArrived(self._numbers[peer], position, batch_digest(position, ids), said, 1, 0)
+        arrived = PredictionArrived(
+            [self._numbers[peer]], position, batch_digest(position, ids), said[np.newaxis], 1, 0
+        )
         return self.handle(arrived, sync=sync)
 
     def exchange(self, peers: Iterable[str], index: int) -> list[Effect]:
@@ -100,9 +103,10 @@ class Run:
         self.handle(MetricsArrived(self._numbers[peer], end, {"test_loss": 1.0}, False, True))
         return self.handle(Left(self._numbers[peer], ""))
 
-    def answer(self, effects: list[Effect], peer: str) -> Answer:
-        (answer,) = [e for e in effects if isinstance(e, Answer) and e.connection == self._numbers[peer]]
-        return answer
+    def answer(self, effects: list[Effect], peer: str) -> SoftTarget:
+        number = self._numbers[peer]
+        (answer,) = [e for e in effects if isinstance(e, Answer) and number in e.connections]
+        return SoftTarget(answer.probabilities[answer.connections.index(number)], answer.weight)
 
 
 def test_the_others_wait_until_a_peer_is_missing_and_then_go_on_without_it() -> None:
@@ -261,8 +265,10 @@ def test_guarantee_7_who_catches_up_is_waited_for_as_long_as_it_gets_on() -> Non
             position = layout.position(index)
             ids = layout.batch(session.order(position.epoch), position.step)
             said = prediction("b", position, len(ids))
-            session.handle(PredictionArrived(1, position, batch_digest(position, ids), said, 1, 0), now)
-            session.handle(PredictionArrived(1, position, batch_digest(position, ids), said, 1, 0), now + 1)
+            session.handle(PredictionArrived([1], position, batch_digest(position, ids), said[np.newaxis], 1, 0), now)
+            session.handle(
+                PredictionArrived([1], position, batch_digest(position, ids), said[np.newaxis], 1, 0), now + 1
+            )
         (failed,) = session.handle(Ticked(), now + PATIENCE + 0.5)  # to repeat is not to get on
         assert isinstance(failed, Failed)
 
@@ -273,7 +279,7 @@ def test_guarantee_6_who_took_part_is_on_disk_before_anybody_is_answered() -> No
     run.predict("a", 0)
     effects = run.predict("b", 0, sync=False)
     assert [type(e) for e in effects] == [Record]
-    assert {e.connection for e in run.handle(Synced(1)) if isinstance(e, Answer)} == {1, 2}
+    assert [e.connections for e in run.handle(Synced(1)) if isinstance(e, Answer)] == [[1, 2]]
 
 
 def test_guarantee_6_a_coordinator_that_comes_back_knows_from_the_log_who_was_missing() -> None:
