@@ -63,7 +63,7 @@ def drive(exchanges: int, folder: Path) -> dict[str, float]:
         position = layout.position(index)
         digest = batch_digest(position, layout.batch(session.order(position.epoch), position.step))
         for number in (0, 1):
-            event = PredictionArrived([number], position, digest, random[[(index + number) % 64]], 100, index)
+            event = PredictionArrived([number], position, digest, [random[(index + number) % 64]], [100], index)
             for effect in session.handle(event, 0.0):
                 if isinstance(effect, Record):
                     recorder.add(effect.exchange)

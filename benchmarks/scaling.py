@@ -64,7 +64,7 @@ class Driven:
         position = Position(0, step)
         ids = self.session.order(0)[step * self._rows : (step + 1) * self._rows]
         digest = batch_digest(position, ids)
-        events = [PredictionArrived([n], position, digest, p[None], p.nbytes, 0) for n, p in enumerate(predictions)]
+        events = [PredictionArrived([n], position, digest, [p], [p.nbytes], 0) for n, p in enumerate(predictions)]
         effects: list[Effect] = []
         began = time.process_time()
         for event in events:

@@ -18,14 +18,25 @@ from entangled.v1 import exchange_pb2 as pb
 def predictions_of(
     connections: Sequence[int], message: pb.PeerMessage, encoding: codec.Encoding = codec.FLOAT32
 ) -> PredictionArrived:
-    """The session's event for a prediction, which came on one connection or as one message on several.
+    """What several peers say in one message, as the session's event.
+
+    Args:
+        connections: on which they speak, in the order of the message's channels.
+        message: as it came, with `predictions`.
+        encoding: the experiment's.
 
     Raises:
-        PredictionError: its bytes are no prediction of as many peers.
+        PredictionError: its bytes are no predictions of as many peers.
     """
-    position, digest, probabilities = codec.decode_predictions(message.prediction, encoding, len(connections))
-    size, received_at = codec.size(message, probabilities, encoding), time.time_ns() // 1000
-    return PredictionArrived(connections, position, digest, probabilities, size, received_at)
+    position, digest, probabilities = codec.decode_predictions(message.predictions, encoding)
+    sizes = _shares(message.ByteSize(), len(connections))
+    return PredictionArrived(connections, position, digest, probabilities, sizes, time.time_ns() // 1000)
+
+
+def _shares(size: int, parts: int) -> list[int]:
+    """As equal as can be; they add up to the whole."""
+    share, rest = divmod(size, parts)
+    return [share + 1] * rest + [share] * (parts - rest)
 
 
 def event_of(
@@ -45,7 +56,9 @@ def event_of(
     """
     match kind:
         case "prediction":
-            return predictions_of((connection,), message, encoding)
+            position, digest, probabilities = codec.decode_prediction(message.prediction, encoding)
+            sizes, received_at = (codec.size(message, probabilities, encoding),), time.time_ns() // 1000
+            return PredictionArrived((connection,), position, digest, (probabilities,), sizes, received_at)
         case "join":
             join = message.join
             return Joined(

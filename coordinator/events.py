@@ -34,19 +34,17 @@ class PredictionArrived(NamedTuple):
     connections: Sequence[int]
     position: Position
     digest: bytes
-    probabilities: Probabilities
-    """`(connections, rows, classes)` float32."""
-    size: int
-    """Bytes of the message that brought them."""
+    probabilities: Sequence[Probabilities]
+    """`(rows, classes)` float32 each, in the same order."""
+    sizes: Sequence[int]
+    """Bytes on the wire of each: of a message that brought several, its share."""
     received_at: int
     """Microseconds by the wall clock, for the log only."""
 
     def apart(self) -> Iterator[PredictionArrived]:
         """Each connection's by itself."""
-        share = self.size // len(self.connections)
-        for place, connection in enumerate(self.connections):
-            probabilities = self.probabilities[place : place + 1]
-            yield self._replace(connections=(connection,), probabilities=probabilities, size=share)
+        for connection, said, size in zip(self.connections, self.probabilities, self.sizes, strict=True):
+            yield self._replace(connections=(connection,), probabilities=(said,), sizes=(size,))
 
 
 @dataclass(frozen=True)
@@ -162,11 +160,11 @@ class Started:
 class Answer(NamedTuple):
     """Send soft targets for one batch: one to each of these connections."""
 
-    connections: Sequence[int]
+    connections: list[int]
     position: Position
     digest: bytes
     weight: float
-    probabilities: Sequence[Probabilities]
+    probabilities: list[Probabilities]
     """`(rows, classes)` float32 each, in the same order."""
 
 

@@ -42,7 +42,8 @@ from coordinator.run_folder import RunFolder
 from coordinator.session import Session
 from coordinator.stream import Stream, on_channel
 from entangled import PROTOCOL_VERSION, codec, faults, membership
-from entangled.alignment import SampleIds
+from entangled.alignment import Position, SampleIds
+from entangled.distribution import Probabilities
 from entangled.errors import EntangledError, PatienceError, ProtocolError
 from entangled.status import to_refusal, to_status
 from entangled.v1 import exchange_pb2 as pb
@@ -241,11 +242,11 @@ class CoordinatorService(CoordinatorServicer):
 
     def _take(self, stream: Stream, message: pb.PeerMessage) -> None:
         """Take in what a peer says. On a channel of its own, what is wrong with it concerns nobody else there."""
-        if message.channels:
+        kind = message.WhichOneof("kind")
+        if kind == "predictions":
             self._take_several(stream, message)
             return
         connection = stream.connections.get(message.channel) or self._open(stream, message.channel)
-        kind = message.WhichOneof("kind")
         if kind == "heartbeat" and self.session.has_joined(connection):
             return
         try:
@@ -259,9 +260,9 @@ class CoordinatorService(CoordinatorServicer):
 
     def _take_several(self, stream: Stream, message: pb.PeerMessage) -> None:
         """Take in predictions of several peers; where one of them is wrong, each by itself."""
-        known, channels = stream.connections.get, tuple(message.channels)
-        if len(set(channels)) < len(channels):
-            raise ProtocolError("a prediction is twice of one channel", got=", ".join(map(str, channels)))
+        known, channels = stream.connections.get, tuple(message.predictions.channels)
+        if not channels or len(set(channels)) < len(channels):
+            raise ProtocolError("predictions are of several channels, each once", got=f"channels {list(channels)}")
         connections = [known(channel) or self._open(stream, channel) for channel in channels]
         event = predictions_of(connections, message, self._encoding)
         try:
@@ -347,10 +348,14 @@ class CoordinatorService(CoordinatorServicer):
 
     def _answer(self, answer: Answer) -> None:
         connections, position, digest, weight, targets = answer
-        messages = codec.write_soft_targets(position, digest, weight, targets, self._encoding)
-        for connection, message in zip(connections, messages, strict=True):
+        for connection, target in zip(connections, targets, strict=True):
             faults.point("coordinator", "before reply")
-            self._send(connection, message)
+            self._reply(connection, position, digest, weight, target)
+
+    def _reply(self, connection: int, position: Position, digest: bytes, weight: float, target: Probabilities) -> None:
+        stream, channel = self._connections.get(connection, (None, 0))
+        if stream is not None:
+            stream.send(codec.write_soft_target(channel, position, digest, weight, target, self._encoding))
 
     def _recall(self, recall: Recall) -> None:
         """Answer from the log: the same arithmetic on the same numbers gives what was answered first (guarantee 2)."""
@@ -363,8 +368,7 @@ class CoordinatorService(CoordinatorServicer):
         combination = self.session.experiment.combination(members)
         target = membership.soft_target(recall.peer, members, predictions, combination)
         weight = membership.weight(recall.peer, members, recall.weight)
-        (answer,) = codec.write_soft_targets(recall.position, recall.digest, weight, [target], self._encoding)
-        self._send(recall.connection, answer)
+        self._reply(recall.connection, recall.position, recall.digest, weight, target)
         asyncio.get_running_loop().call_soon(archive.prefetch)
 
     def _joined(self) -> list[tuple[Stream, int]]:
@@ -376,7 +380,7 @@ class CoordinatorService(CoordinatorServicer):
         for stream, channel in self._joined():
             stream.send(on_channel(channel, message))
 
-    def _send(self, connection: int, message: codec.ToPeer) -> None:
+    def _send(self, connection: int, message: pb.CoordinatorMessage) -> None:
         stream, channel = self._connections.get(connection, (None, 0))
         if stream is not None:
             if channel:

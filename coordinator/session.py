@@ -6,7 +6,7 @@ sender did something wrong. It never reads a clock, never blocks and never touch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,7 @@ from coordinator.memory import Memory
 from coordinator.roster import Member, Roster
 from entangled import PROTOCOL_VERSION, membership
 from entangled.alignment import Fingerprint, Layout, Position, SampleIds
-from entangled.distribution import Combination, Probabilities, check, soft_targets
+from entangled.distribution import Combination, Probabilities, check, check_together, soft_targets
 from entangled.errors import (
     AlignmentError,
     EntangledError,
@@ -307,9 +307,9 @@ class Session:
     # ---- exchanging
 
     def _prediction(self, event: PredictionArrived, now: float) -> list[Effect]:
-        """Take in predictions for one batch: every one is checked before anything changes."""
-        connections, position, digest, probabilities, size, received_at = event
-        members = [self._roster.at(connection) for connection in connections]
+        """Take in predictions for one batch: all are checked before anything changes."""
+        connections, position, digest, probabilities, _, _ = event
+        members = list(map(self._roster.at, connections))
         layout, batches, classes = self._run()
         index = self._check_position(members, position, layout)
         expected = batches.at(index, keep=index >= self.complete).digest
@@ -319,28 +319,37 @@ class Session:
                 expected=f"batch digest {expected.hex()}",
                 got=digest.hex(),
             )
-        _check_probabilities(members, position, probabilities, layout.rows(position.step), classes)
+        rows = layout.rows(position.step)
+        try:
+            if len(members) == 1:
+                check(probabilities[0], rows, classes)
+            else:
+                check_together(probabilities, rows, classes)
+        except PredictionError:
+            _check_each(members, position, probabilities, rows, classes)
+            raise
         effects: list[Effect] = []
-        share, rest = divmod(size, len(members))
-        arrivals = self._pending.setdefault(index, {}) if index >= self.complete else {}
-        for place, (member, said) in enumerate(zip(members, probabilities, strict=True)):
-            effects += self._advance(member, position, index, now)
-            arrival = Arrival(said, received_at, share + (place < rest), now)
-            if index < self.complete:
-                effects += self._answer_again(connections[place], member, event, index, arrival)
-            elif (first := arrivals.setdefault(member.name, arrival)) is not arrival:
-                effects += self._warn_if_differs(member, position, arrival, first)
+        for place, member in enumerate(members):
+            self._accept(member, event, place, index, now, effects)
         return self._finish_exchanges(effects, now)
 
-    def _advance(self, member: Member, position: Position, index: int, now: float) -> list[Effect]:
-        """Note how far a member is."""
+    def _accept(
+        self, member: Member, event: PredictionArrived, place: int, index: int, now: float, effects: list[Effect]
+    ) -> None:
+        """Take in the prediction at one place of the event, and add to `effects` what follows."""
         if index > member.reached:
-            member.reached, member.position = index, position
+            member.reached, member.position = index, event.position
             if index < self.complete:
                 self._progressed_at = now  # it catches up, and is waited for as long as it gets on
         if not member.expected and self._roster.catch_up(member, index, self.complete):
-            return [Warn(f"peer {member.name} has caught up: it is expected again")]
-        return []
+            effects.append(Warn(f"peer {member.name} has caught up: it is expected again"))
+        arrival = Arrival(event.probabilities[place], event.received_at, event.sizes[place], now)
+        if index < self.complete:
+            effects += self._answer_again(event.connections[place], member, event, index, arrival)
+            return
+        first = self._pending.setdefault(index, {}).setdefault(member.name, arrival)
+        if first is not arrival:
+            effects += self._warn_if_differs(member, event.position, arrival, first)
 
     def _check_position(self, members: list[Member], position: Position, layout: Layout) -> int:
         if position.epoch >= layout.epochs or position.step >= layout.steps_per_epoch:
@@ -399,12 +408,12 @@ class Session:
         weight = self.weight if len(arrivals) > 1 else 0.0
         exchange = Exchange(position, index, sample_ids, digest, weight, arrivals, min(self.lookahead or 0, index), now)
         self.complete = index + 1
-        there = [
-            (connection, target)
-            for name, target in zip(arrivals, targets, strict=True)
-            if (connection := self.members[name].connection) is not None
-        ]
-        answer = Answer([connection for connection, _ in there], position, digest, weight, [t for _, t in there])
+        answer = Answer([], position, digest, weight, [])
+        for name, target in zip(arrivals, targets, strict=True):
+            connection = self.members[name].connection
+            if connection is not None:
+                answer.connections.append(connection)
+                answer.probabilities.append(target)
         effects += self._memory.add(exchange, answer)
         effects.append(Record(exchange))
 
@@ -462,7 +471,7 @@ class Session:
         members, predictions = list(exchange.arrivals), [a.probabilities for a in exchange.arrivals.values()]
         target = membership.soft_target(peer, members, predictions, self._combination(members))
         weight = membership.weight(peer, members, self._weight(exchange.position))
-        return Answer((connection,), exchange.position, exchange.digest, weight, [target])
+        return Answer([connection], exchange.position, exchange.digest, weight, [target])
 
     def _combination(self, members: list[str]) -> Combination:
         return self._of_all if len(members) == len(self.members) else self.experiment.combination(members)
@@ -484,18 +493,13 @@ class Session:
         return self._epoch_weight[1]
 
 
-def _check_probabilities(
-    members: list[Member], position: Position, probabilities: Probabilities, rows: int, classes: int
+def _check_each(
+    members: list[Member], position: Position, probabilities: Sequence[Probabilities], rows: int, classes: int
 ) -> None:
     """Raise PredictionError, with the first peer's name whose they are, unless all are distributions of that shape."""
-    try:
-        if len(members) == 1:
-            check(probabilities[0], rows, classes)
-        else:
-            check(probabilities.reshape(-1, probabilities.shape[-1]), len(members) * rows, classes)
-    except PredictionError as error:
-        if len(members) > 1:
-            for place, member in enumerate(members):
-                _check_probabilities([member], position, probabilities[place : place + 1], rows, classes)
-        where = f"peer {members[0].name}'s prediction for {position}: {error.message}"
-        raise PredictionError(where, expected=error.expected, got=error.got) from None
+    for member, said in zip(members, probabilities, strict=True):
+        try:
+            check(said, rows, classes)
+        except PredictionError as error:
+            where = f"peer {member.name}'s prediction for {position}: {error.message}"
+            raise PredictionError(where, expected=error.expected, got=error.got) from None

@@ -89,7 +89,7 @@ class Unwritten:
 
     def SerializeToString(self) -> bytes:  # noqa: N802
         """The message's bytes."""
-        return joined([self]).SerializeToString()
+        return joined((self,)).SerializeToString()
 
     def ByteSize(self) -> int:  # noqa: N802
         """How many they are at most."""
@@ -134,29 +134,26 @@ def unbundled(message: pb.PeerMessage) -> Sequence[pb.PeerMessage]:
     """
     if _is_known_prediction(message):
         return (message,)
-    _check_known(message)
+    refuse_unknown(message)
     if not message.HasField("bundle"):
         return (message,)
     for one in message.bundle.messages:
         if one.HasField("bundle"):
             raise ProtocolError("a bundle of bundles", expected="a bundle of messages", got="a bundle")
         if not _is_known_prediction(one):
-            _check_known(one)
+            refuse_unknown(one)
     return message.bundle.messages
 
 
-def _check_known(message: pb.PeerMessage) -> None:
-    refuse_unknown(message)
-    if message.channels and not message.HasField("prediction"):
-        got = str(message.WhichOneof("kind"))
-        raise ProtocolError("only a prediction may be of several channels", expected="a prediction", got=got)
-
-
 def _is_known_prediction(message: pb.PeerMessage) -> bool:
-    """Whether it is a prediction, which by far the most are, with known fields alone; quicker than `refuse_unknown`."""
-    if not message.HasField("prediction"):
+    """Whether it is a prediction or several, as most are, with known fields alone; quicker than `refuse_unknown`."""
+    if message.HasField("prediction"):
+        said = message.prediction
+    elif message.HasField("predictions") and not len(UnknownFieldSet(message.predictions)):
+        said = message.predictions.prediction
+    else:
         return False
-    return not len(UnknownFieldSet(message)) and not len(UnknownFieldSet(message.prediction))
+    return not len(UnknownFieldSet(message)) and not len(UnknownFieldSet(said))
 
 
 def next_spoken(waiting: deque[Any], bundle: Callable[[list[Any]], Any]) -> Any:
@@ -187,23 +184,26 @@ def _head(message: Any) -> Head | None:
     return message.head if isinstance(message, Unwritten) else None
 
 
-def joined(several: list[Unwritten]) -> Any:
+def joined(several: Sequence[Unwritten]) -> Any:
     """The message that predictions, or soft targets, of one `head` are together."""
     first = several[0]
     message, (position, digest, shape, encoding, weight) = first.kind(), first.head
-    if len(several) > 1:
-        message.channels.extend([one.channel for one in several])
-    elif first.channel:
-        message.channel = first.channel
     if isinstance(message, pb.PeerMessage):
-        inner = message.prediction
+        inner = message.predictions.prediction if len(several) > 1 else message.prediction
     else:
-        inner = message.soft_target
+        inner = message.soft_targets.soft_target if len(several) > 1 else message.soft_target
         inner.weight = weight
-    _begin(inner, position, digest, shape)
+    inner.epoch, inner.step = position
+    inner.batch_digest = digest
+    inner.rows, inner.classes = shape
     if encoding != FLOAT32:
         inner.encoding = encoding
-    inner.probabilities = b"".join([one.data for one in several]) if len(several) > 1 else first.data
+    inner.probabilities = b"".join([one.data for one in several])
+    if len(several) > 1:
+        of_all = message.predictions if isinstance(message, pb.PeerMessage) else message.soft_targets
+        of_all.channels.extend([one.channel for one in several])
+    elif first.channel:
+        message.channel = first.channel
     return message
 
 
@@ -254,30 +254,37 @@ def decode_prediction(message: pb.Prediction, encoding: Encoding = FLOAT32) -> t
     Raises:
         PredictionError: it is in another encoding than the experiment's, or its bytes do not fill its shape.
     """
-    position, digest, probabilities = decode_predictions(message, encoding)
-    return position, digest, probabilities[0]
+    if message.encoding != encoding:
+        raise _wrong_encoding(message, encoding)
+    (probabilities,) = _tensors(message, 1)
+    return Position(message.epoch, message.step), message.batch_digest, probabilities
 
 
 def decode_predictions(
-    message: pb.Prediction, encoding: Encoding = FLOAT32, peers: int = 1
-) -> tuple[Position, bytes, Probabilities]:
-    """The same of several peers; `(peers, rows, classes)` probabilities."""
-    if message.encoding != encoding:
-        names = {number: name for name, number in ENCODINGS.items()}
-        raise PredictionError(
-            "a prediction is in another encoding than the experiment's",
-            expected=names[encoding],
-            got=names.get(message.encoding, str(message.encoding)),
-        )
-    return Position(message.epoch, message.step), message.batch_digest, _tensor(message, peers)
+    message: pb.Predictions, encoding: Encoding = FLOAT32
+) -> tuple[Position, bytes, Sequence[Probabilities]]:
+    """The same of several peers: the probabilities of each, in the order of the channels."""
+    said = message.prediction
+    if said.encoding != encoding:
+        raise _wrong_encoding(said, encoding)
+    return Position(said.epoch, said.step), said.batch_digest, _tensors(said, len(message.channels))
+
+
+def _wrong_encoding(message: pb.Prediction, encoding: Encoding) -> PredictionError:
+    names = {number: name for name, number in ENCODINGS.items()}
+    return PredictionError(
+        "a prediction is in another encoding than the experiment's",
+        expected=names[encoding],
+        got=names.get(message.encoding, str(message.encoding)),
+    )
 
 
 def size(message: pb.PeerMessage, probabilities: Probabilities, encoding: Encoding = FLOAT32) -> int:
-    """Bytes of a message that holds these `probabilities`.
+    """Bytes of a message that holds a prediction of these `probabilities`.
 
     protobuf finds out by writing it once more, which a large one is spared.
     """
-    if encoding != FLOAT32 or probabilities.nbytes < LARGE_BYTES or message.channels:
+    if encoding != FLOAT32 or probabilities.nbytes < LARGE_BYTES:
         return message.ByteSize()
     said = message.prediction
     rest = pb.Prediction(epoch=said.epoch, step=said.step, batch_digest=said.batch_digest, classes_of=said.classes_of)
@@ -300,17 +307,26 @@ def encode_soft_target(
     return message
 
 
-def write_soft_targets(
-    position: Position, digest: bytes, weight: float, several: Sequence[Probabilities], encoding: Encoding = FLOAT32
-) -> list[ToPeer]:
-    """Soft targets for one batch, of one shape, to be sent: written already where they are large."""
-    if encoding != FLOAT32 or not several:
-        return [encode_soft_target(position, digest, weight, one, encoding) for one in several]
-    if several[0].nbytes >= LARGE_BYTES:
-        message = pb.SoftTarget(epoch=position.epoch, step=position.step, batch_digest=digest, weight=weight)
-        return [_write(pb.CoordinatorMessage, "soft_target", message, one) for one in several]
-    head = position, digest, several[0].shape, FLOAT32, weight
-    return [Unwritten(pb.CoordinatorMessage, head, one.astype(FLOAT, copy=False).tobytes()) for one in several]
+def write_soft_target(
+    channel: int,
+    position: Position,
+    digest: bytes,
+    weight: float,
+    probabilities: Probabilities,
+    encoding: Encoding = FLOAT32,
+) -> ToPeer:
+    """The same to be sent on a channel: written already where it is large, and not yet where others' may go with it."""
+    if encoding == FLOAT32 and probabilities.nbytes >= LARGE_BYTES:
+        target = pb.SoftTarget(epoch=position.epoch, step=position.step, batch_digest=digest, weight=weight)
+        message = _write(pb.CoordinatorMessage, "soft_target", target, probabilities)
+    elif encoding == FLOAT32 and channel:
+        head = position, digest, probabilities.shape, FLOAT32, weight
+        message = Unwritten(pb.CoordinatorMessage, head, probabilities.astype(FLOAT, copy=False).tobytes())
+    else:
+        message = encode_soft_target(position, digest, weight, probabilities, encoding)
+    if channel:
+        message.channel = channel
+    return message
 
 
 def _write(
@@ -349,34 +365,32 @@ def _fill(
     probabilities: Probabilities,
     encoding: Encoding,
 ) -> None:
-    """Write what predictions and soft targets have in common."""
-    _begin(message, position, digest, probabilities.shape)
-    data, classes_of = _written(probabilities, encoding)
-    message.probabilities = data
-    if encoding != FLOAT32:
-        message.encoding, message.classes_of = encoding, classes_of
-
-
-def _begin(message: pb.Prediction | pb.SoftTarget, position: Position, digest: bytes, shape: tuple[int, ...]) -> None:
-    """Field by field, which takes half the time."""
+    """Write what predictions and soft targets have in common; field by field, which takes half the time."""
     message.epoch, message.step = position
     message.batch_digest = digest
-    message.rows, message.classes = shape
+    message.rows, message.classes = probabilities.shape
+    if encoding == FLOAT32:
+        message.probabilities = probabilities.astype(FLOAT, copy=False).tobytes()
+    else:
+        message.encoding = encoding
+        message.probabilities, message.classes_of = _written(probabilities, encoding)
 
 
 def decode_soft_target(message: pb.SoftTarget) -> SoftTarget:
-    """The soft target in a message."""
-    return decode_soft_targets(message)[0]
-
-
-def decode_soft_targets(message: pb.SoftTarget, peers: int = 1) -> list[SoftTarget]:
-    """The same of several peers.
+    """The soft target in a message.
 
     Raises:
         PredictionError: its bytes do not fill its shape.
     """
-    position, digest, weight = Position(message.epoch, message.step), message.batch_digest, message.weight
-    return [SoftTarget(position, digest, weight, one) for one in _tensor(message, peers)]
+    (probabilities,) = _tensors(message, 1)
+    return SoftTarget(Position(message.epoch, message.step), message.batch_digest, message.weight, probabilities)
+
+
+def decode_soft_targets(message: pb.SoftTargets) -> list[SoftTarget]:
+    """The same of several peers, in the order of the channels."""
+    said = message.soft_target
+    position, digest, weight = Position(said.epoch, said.step), said.batch_digest, said.weight
+    return [SoftTarget(position, digest, weight, one) for one in _tensors(said, len(message.channels))]
 
 
 def _written(probabilities: Probabilities, encoding: Encoding) -> tuple[bytes, bytes]:
@@ -391,13 +405,13 @@ def _written(probabilities: Probabilities, encoding: Encoding) -> tuple[bytes, b
     return values.tobytes(), np.concatenate([counts, column]).astype(_NUMBER).tobytes()
 
 
-def _tensor(message: pb.Prediction | pb.SoftTarget, peers: int) -> Probabilities:
-    """`(peers, rows, classes)` float32; a view of the message's bytes where that is what they hold."""
+def _tensors(message: pb.Prediction | pb.SoftTarget, peers: int) -> Sequence[Probabilities]:
+    """`(rows, classes)` float32 of each peer; views of the message's bytes where that is what they hold."""
     rows, classes, data = message.rows, message.classes, message.probabilities
     if message.encoding == SPARSE:
         if peers != 1:
             raise PredictionError("a sparse prediction is of several peers", expected="1 peer", got=f"{peers} peers")
-        return _dense(message)[np.newaxis]
+        return (_dense(message),)
     kind = _HALF if message.encoding == FLOAT16 else FLOAT
     if peers * rows * classes * kind.itemsize != len(data):
         shape = f"{rows} × {classes}" if peers == 1 else f"{peers} × {rows} × {classes}"
@@ -407,8 +421,11 @@ def _tensor(message: pb.Prediction | pb.SoftTarget, peers: int) -> Probabilities
             got=f"{len(data)} bytes",
         )
     if message.encoding == FLOAT16:
-        return np.frombuffer(data, _HALF).reshape(peers, rows, classes).astype(FLOAT) / FLOAT.type(HALF_SCALE)
-    return np.ndarray((peers, rows, classes), FLOAT, data)
+        together = np.frombuffer(data, _HALF).astype(FLOAT) / FLOAT.type(HALF_SCALE)
+        return list(together.reshape(peers, rows, classes))
+    if peers == 1:
+        return (np.ndarray((rows, classes), FLOAT, data),)  # a view of one place would cost as much again
+    return list(np.ndarray((peers, rows, classes), FLOAT, data))
 
 
 def _dense(message: pb.Prediction | pb.SoftTarget) -> Probabilities:

@@ -85,6 +85,22 @@ def check(probabilities: Probabilities, rows: int, classes: int) -> None:
             raise PredictionError(f"row {row} does not sum to 1", expected=f"1 ± {TOLERANCE}", got=f"{total:.6g}")
 
 
+def check_together(several: Sequence[Probabilities], rows: int, classes: int) -> None:
+    """`check` of each, in less time than one by one.
+
+    Raises:
+        PredictionError: one of them is none; it does not say which.
+
+    >>> check_together([np.full((1, 2), 0.5, np.float32), np.ones((1, 2), np.float32)], 1, 2)
+    Traceback (most recent call last):
+    entangled.errors.PredictionError: row 1 does not sum to 1 (expected 1 ± 0.001; got 2)
+    """
+    for one in several:
+        if one.shape != (rows, classes):
+            check(one, rows, classes)
+    check(np.concatenate(several), len(several) * rows, classes)
+
+
 @dataclass(frozen=True)
 class Combination:
     """How the other peers' predictions become one soft target.

@@ -165,7 +165,7 @@ class InMemoryExchange(Exchange):
     def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
         """See `seam.Exchange.submit`."""
         connection, digest = self._joined(), batch_digest(position, sample_ids)
-        arrived = PredictionArrived([connection], position, digest, prediction[None], prediction.nbytes, 0)
+        arrived = PredictionArrived([connection], position, digest, [prediction], [prediction.nbytes], 0)
         self._coordinator.handle(connection, arrived)
         self._in_flight.add(position)
 

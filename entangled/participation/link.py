@@ -341,8 +341,8 @@ class Link:
             self._waiters[0].called.put(None)
 
     def _arrived(self, message: pb.CoordinatorMessage) -> None:
-        if message.channels:
-            self._answered(message)
+        if message.HasField("soft_targets"):
+            self._answered(message.soft_targets)
             return
         channel = self._channels.get(message.channel)
         if channel is None:
@@ -354,11 +354,11 @@ class Link:
         refused = message.ended.HasField("refusal")
         channel.speaker.ended(from_refusal(message.ended.refusal) if refused else None)
 
-    def _answered(self, message: pb.CoordinatorMessage) -> None:
+    def _answered(self, message: pb.SoftTargets) -> None:
         """Soft targets of several peers have come as one message."""
         channels = [self._channels.get(number) for number in message.channels]
         try:
-            targets = codec.decode_soft_targets(message.soft_target, len(channels))
+            targets = codec.decode_soft_targets(message)
         except PredictionError as error:
             if self._stream is not None:
                 self._abandon(self._stream, error)

@@ -55,7 +55,7 @@ class SamplesHeld(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., sample_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PeerMessage(_message.Message):
-    __slots__ = ("join", "prediction", "metrics", "leave", "settled", "pace", "heartbeat", "bundle", "channel", "channels")
+    __slots__ = ("join", "prediction", "metrics", "leave", "settled", "pace", "heartbeat", "bundle", "predictions", "channel")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
@@ -64,8 +64,8 @@ class PeerMessage(_message.Message):
     PACE_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
-    CHANNELS_FIELD_NUMBER: _ClassVar[int]
     join: Join
     prediction: Prediction
     metrics: Metrics
@@ -74,9 +74,9 @@ class PeerMessage(_message.Message):
     pace: Pace
     heartbeat: Heartbeat
     bundle: PeerBundle
+    predictions: Predictions
     channel: int
-    channels: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., bundle: _Optional[_Union[PeerBundle, _Mapping]] = ..., channel: _Optional[int] = ..., channels: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, join: _Optional[_Union[Join, _Mapping]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., pace: _Optional[_Union[Pace, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., bundle: _Optional[_Union[PeerBundle, _Mapping]] = ..., predictions: _Optional[_Union[Predictions, _Mapping]] = ..., channel: _Optional[int] = ...) -> None: ...
 
 class PeerBundle(_message.Message):
     __slots__ = ("messages",)
@@ -130,6 +130,14 @@ class Prediction(_message.Message):
     classes_of: bytes
     def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., batch_digest: _Optional[bytes] = ..., rows: _Optional[int] = ..., classes: _Optional[int] = ..., probabilities: _Optional[bytes] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., classes_of: _Optional[bytes] = ...) -> None: ...
 
+class Predictions(_message.Message):
+    __slots__ = ("channels", "prediction")
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_FIELD_NUMBER: _ClassVar[int]
+    channels: _containers.RepeatedScalarFieldContainer[int]
+    prediction: Prediction
+    def __init__(self, channels: _Optional[_Iterable[int]] = ..., prediction: _Optional[_Union[Prediction, _Mapping]] = ...) -> None: ...
+
 class Pace(_message.Message):
     __slots__ = ("step_us", "round_trip_us")
     STEP_US_FIELD_NUMBER: _ClassVar[int]
@@ -172,7 +180,7 @@ class Leave(_message.Message):
     def __init__(self, failure: _Optional[str] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("welcome", "soft_target", "durable", "heartbeat", "lookahead", "ended", "bundle", "channel", "channels")
+    __slots__ = ("welcome", "soft_target", "durable", "heartbeat", "lookahead", "ended", "bundle", "soft_targets", "channel")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     SOFT_TARGET_FIELD_NUMBER: _ClassVar[int]
     DURABLE_FIELD_NUMBER: _ClassVar[int]
@@ -180,8 +188,8 @@ class CoordinatorMessage(_message.Message):
     LOOKAHEAD_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    SOFT_TARGETS_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
-    CHANNELS_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     soft_target: SoftTarget
     durable: Durable
@@ -189,9 +197,9 @@ class CoordinatorMessage(_message.Message):
     lookahead: Lookahead
     ended: Ended
     bundle: CoordinatorBundle
+    soft_targets: SoftTargets
     channel: int
-    channels: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., soft_target: _Optional[_Union[SoftTarget, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., lookahead: _Optional[_Union[Lookahead, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., bundle: _Optional[_Union[CoordinatorBundle, _Mapping]] = ..., channel: _Optional[int] = ..., channels: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., soft_target: _Optional[_Union[SoftTarget, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., lookahead: _Optional[_Union[Lookahead, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., bundle: _Optional[_Union[CoordinatorBundle, _Mapping]] = ..., soft_targets: _Optional[_Union[SoftTargets, _Mapping]] = ..., channel: _Optional[int] = ...) -> None: ...
 
 class CoordinatorBundle(_message.Message):
     __slots__ = ("messages",)
@@ -242,6 +250,14 @@ class SoftTarget(_message.Message):
     encoding: Encoding
     classes_of: bytes
     def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., batch_digest: _Optional[bytes] = ..., weight: _Optional[float] = ..., rows: _Optional[int] = ..., classes: _Optional[int] = ..., probabilities: _Optional[bytes] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., classes_of: _Optional[bytes] = ...) -> None: ...
+
+class SoftTargets(_message.Message):
+    __slots__ = ("channels", "soft_target")
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    SOFT_TARGET_FIELD_NUMBER: _ClassVar[int]
+    channels: _containers.RepeatedScalarFieldContainer[int]
+    soft_target: SoftTarget
+    def __init__(self, channels: _Optional[_Iterable[int]] = ..., soft_target: _Optional[_Union[SoftTarget, _Mapping]] = ...) -> None: ...
 
 class Durable(_message.Message):
     __slots__ = ("complete",)

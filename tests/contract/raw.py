@@ -49,10 +49,9 @@ def on(channel: int, message: pb.PeerMessage):
 
 def as_one(*predictions: pb.PeerMessage):
     """Predictions on channels, for one batch, as one message, as docs/protocol.md describes it."""
-    message = pb.PeerMessage(channels=[one.channel for one in predictions])
-    message.prediction.CopyFrom(predictions[0].prediction)
-    message.prediction.probabilities = b"".join(one.prediction.probabilities for one in predictions)
-    return message
+    several = pb.Predictions(channels=[one.channel for one in predictions], prediction=predictions[0].prediction)
+    several.prediction.probabilities = b"".join(one.prediction.probabilities for one in predictions)
+    return pb.PeerMessage(predictions=several)
 
 
 def predict(experiment: Experiment, peer: str, index: int, seed: int = 0):
@@ -157,20 +156,16 @@ def _each(call: Any) -> Iterator[pb.CoordinatorMessage]:
     """Every message, also those that come as one."""
     for message in call:
         for one in message.bundle.messages if message.HasField("bundle") else (message,):
-            yield from _apart(one) if one.channels else (one,)
+            yield from _apart(one.soft_targets) if one.HasField("soft_targets") else (one,)
 
 
-def _apart(message: pb.CoordinatorMessage) -> Iterator[pb.CoordinatorMessage]:
-    """A message for several channels as one for each, as docs/protocol.md describes it."""
-    parts = len(message.channels)
-    for place, channel in enumerate(message.channels):
-        one = pb.CoordinatorMessage()
-        one.CopyFrom(message)
-        del one.channels[:]
-        one.channel = channel
-        if one.HasField("soft_target"):
-            each = len(message.soft_target.probabilities) // parts
-            one.soft_target.probabilities = message.soft_target.probabilities[place * each : (place + 1) * each]
+def _apart(several: pb.SoftTargets) -> Iterator[pb.CoordinatorMessage]:
+    """Soft targets of several channels as a message for each, as docs/protocol.md describes it."""
+    together = several.soft_target.probabilities
+    each = len(together) // len(several.channels)
+    for place, channel in enumerate(several.channels):
+        one = pb.CoordinatorMessage(channel=channel, soft_target=several.soft_target)
+        one.soft_target.probabilities = together[place * each :][:each]
         yield one
 
 

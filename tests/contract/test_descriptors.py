@@ -24,8 +24,9 @@ ALLOWED = {
         "heartbeat": "Heartbeat",
         "bundle": "PeerBundle",
         "channel": "uint32",
-        "channels": "repeated uint32",
+        "predictions": "Predictions",
     },
+    "Predictions": {"channels": "repeated uint32", "prediction": "Prediction"},
     "PeerBundle": {"messages": "repeated PeerMessage"},
     "Heartbeat": {},
     "Join": {
@@ -71,7 +72,7 @@ TENSOR = {"Prediction.probabilities", "Prediction.classes_of"}
 DIGESTS = {"Fingerprint.ids_digest", "Fingerprint.contents_digest", "Prediction.batch_digest"}
 SCALARS_BY_NAME = {"Metrics.values"}
 MESSAGES = {"PeerBundle.messages"}
-CHANNELS = {"PeerMessage.channels"}
+CHANNELS = {"Predictions.channels"}
 """Each once, and no other than those that a peer has joined on."""
 NAMES_OF_SAMPLES = {"SamplesHeld.sample_ids"}
 TYPES = {

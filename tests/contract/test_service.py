@@ -185,6 +185,17 @@ def test_predictions_of_several_are_one_message_and_so_are_their_answers(
     assert sum(row.bytes for row in rows) == size  # each has its share of what came
 
 
+def test_of_predictions_that_came_together_one_may_be_of_nobody(live: LiveCoordinator, settings: Experiment) -> None:
+    raw, b = live.raw(), live.raw()
+    b.joins("b")
+    raw.send(on(1, join("a")), as_one(on(2, predict(settings, "b", 0)), on(1, predict(settings, "a", 0))))
+    assert raw.receive("ended").refusal.message == "the first message must be a join"
+    assert raw.received[-1].channel == 2
+    assert b.exchange(settings, "b", 0).step == 0
+    assert raw.receive("soft_target").step == 0
+    assert raw.received[-1].channel == 1
+
+
 @pytest.mark.parametrize("wrong", ["a", "b"])
 def test_of_predictions_that_came_together_the_wrong_one_alone_is_refused(
     live: LiveCoordinator, settings: Experiment, wrong: str

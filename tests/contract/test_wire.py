@@ -227,7 +227,12 @@ MALFORMED: dict[str, tuple[Callable[[Experiment], pb.PeerMessage | bytes], type[
     "twice of one channel": (
         lambda s: as_one(on(1, predict(s, "b", 2)), on(1, predict(s, "b", 2))),
         ProtocolError,
-        "twice of one channel",
+        "of several channels, each once",
+    ),
+    "of no channel": (
+        lambda s: pb.PeerMessage(predictions=pb.Predictions(prediction=predict(s, "b", 2).prediction)),
+        ProtocolError,
+        "of several channels, each once",
     ),
     "of more channels than there are peers": (
         lambda s: as_one(*(on(number, predict(s, "b", 2)) for number in range(1, 5))),
@@ -235,19 +240,19 @@ MALFORMED: dict[str, tuple[Callable[[Experiment], pb.PeerMessage | bytes], type[
         "more peers than the experiment",
     ),
     "of more channels than it fills": (
-        lambda s: pb.PeerMessage(channels=[0, 1], prediction=predict(s, "b", 2).prediction),
+        lambda s: pb.PeerMessage(predictions=pb.Predictions(channels=[0, 1], prediction=predict(s, "b", 2).prediction)),
         PredictionError,
         "do not fill its shape",
     ),
-    "a join of several channels": (
-        lambda _: pb.PeerMessage(channels=[1, 2], join=join("b").join),
+    "unknown in predictions": (
+        lambda s: pb.PeerMessage(predictions=pb.Predictions.FromString(UNKNOWN)),
         ProtocolError,
-        "only a prediction may be of several channels",
+        "Predictions has fields that are not in the contract",
     ),
-    "a bundle of several channels": (
-        lambda s: pb.PeerMessage(channels=[1], bundle=pb.PeerBundle(messages=[predict(s, "b", 2)])),
+    "unknown in predictions' prediction": (
+        lambda s: pb.PeerMessage(predictions=pb.Predictions(prediction=pb.Prediction.FromString(UNKNOWN))),
         ProtocolError,
-        "only a prediction may be of several channels",
+        "Prediction has fields that are not in the contract",
     ),
     "nothing": (lambda _: b"", ProtocolError, "an empty message"),
     "no protobuf": (lambda _: b"\xff\xff\xff\xff hello", ProtocolError, "cannot be read"),

@@ -53,8 +53,8 @@ def predicted(session: Session, connection: int, peer: str, index: int, seed: in
         "connections": [connection],
         "position": position,
         "digest": batch_digest(position, ids),
-        "probabilities": prediction(peer, position, len(ids), seed)[np.newaxis],
-        "size": 1,
+        "probabilities": [prediction(peer, position, len(ids), seed)],
+        "sizes": [1],
         "received_at": 0,
     }
     return PredictionArrived(**(values | changes))
@@ -125,9 +125,9 @@ def events(session: Session, action: tuple[str, int, int, int]) -> list[Event]:
                 {"digest": bytes(16)},
                 {"digest": b""},
                 {"position": Position(number + 3, 2**32 - 1)},
-                {"probabilities": np.full((1, rows, CLASSES), np.nan, np.float32)},
-                {"probabilities": np.zeros((1, 0, 0), np.float32)},
-                {"probabilities": np.full((1, rows, CLASSES), -1, np.float32)},
+                {"probabilities": [np.full((rows, CLASSES), np.nan, np.float32)]},
+                {"probabilities": [np.zeros((0, 0), np.float32)]},
+                {"probabilities": [np.full((rows, CLASSES), -1, np.float32)]},
                 {},
             ]
             return [predicted(session, connection, peer, index, seed=choice % 2, **bad[choice])]
@@ -181,7 +181,7 @@ def test_guarantees_2_and_7_no_sequence_of_events_breaks_the_session(
             finally:
                 session.validate()
             if isinstance(event, PredictionArrived) and not session.over:
-                taken.setdefault((connected[event.connections[0]], event.position), event.probabilities.tobytes())
+                taken.setdefault((connected[event.connections[0]], event.position), event.probabilities[0].tobytes())
             for effect in effects:
                 if isinstance(effect, Record):
                     exchange = effect.exchange
@@ -282,8 +282,8 @@ def test_what_comes_together_is_what_comes_one_by_one(choose: st.DataObject, pee
             if some:
                 one = as_one([events[number] for number in some])
                 assert [event.connections for event in one.apart()] == [(number,) for number in some]
-                bad = one.probabilities.copy()
-                bad[choose.draw(st.integers(0, len(some) - 1)), 0, 0] = -1
+                bad = [said.copy() for said in one.probabilities]
+                bad[choose.draw(st.integers(0, len(some) - 1))][0, 0] = -1
                 before = state(together)
                 with pytest.raises(PredictionError, match="row 0 has a negative probability"):
                     together.handle(one._replace(probabilities=bad), 0.0)
@@ -298,8 +298,8 @@ def test_what_comes_together_is_what_comes_one_by_one(choose: st.DataObject, pee
 
 def as_one(events: list[PredictionArrived]) -> PredictionArrived:
     connections = [connection for event in events for connection in event.connections]
-    probabilities = np.concatenate([event.probabilities for event in events])
-    return events[0]._replace(connections=connections, probabilities=probabilities, size=len(events))
+    probabilities = [said for event in events for said in event.probabilities]
+    return events[0]._replace(connections=connections, probabilities=probabilities, sizes=[1] * len(events))
 
 
 def comparable(effects: list[Effect]) -> list[object]:

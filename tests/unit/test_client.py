@@ -124,15 +124,17 @@ def test_soft_targets_of_several_are_one_message(
         while len(heard) < len(names):
             said = next(requests)
             for one in said.bundle.messages or (said,):
-                parts = one.channels or [one.channel]
-                each = len(one.prediction.probabilities) // len(parts)
-                heard += [(c, one.prediction.probabilities[i * each :][:each]) for i, c in enumerate(parts)]
+                parts = one.predictions.channels or [one.channel]
+                together = (one.predictions.prediction if len(parts) > 1 else one.prediction).probabilities
+                each = len(together) // len(parts)
+                heard += [(c, together[i * each :][:each]) for i, c in enumerate(parts)]
         assert dict(heard) == {joined[name]: prediction("ba"[i], start, 4).tobytes() for i, name in enumerate(names)}
         probabilities = np.concatenate([targets["b"], targets["a"], targets["a"]])
-        reply = codec.encode_soft_target(start, batch_digest(start, IDS), 0.5, probabilities)
-        reply.soft_target.rows, reply.channels[:] = 4, [joined["b"], joined["a"], 99]
-        spoil(reply.soft_target)
-        yield reply.SerializeToString()
+        target = codec.encode_soft_target(start, batch_digest(start, IDS), 0.5, probabilities).soft_target
+        target.rows = 4
+        spoil(target)
+        several = pb.SoftTargets(channels=[joined["b"], joined["a"], 99], soft_target=target)
+        yield pb.CoordinatorMessage(soft_targets=several).SerializeToString()
         for _ in requests:
             pass
 

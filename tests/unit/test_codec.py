@@ -30,7 +30,7 @@ def test_a_prediction_survives_the_wire_to_the_bit() -> None:
 
 
 def write_soft_target(position: Position, digest: bytes, weight: float, probabilities: np.ndarray) -> codec.ToPeer:
-    return codec.write_soft_targets(position, digest, weight, [probabilities])[0]
+    return codec.write_soft_target(0, position, digest, weight, probabilities)
 
 
 LARGE = np.random.default_rng(1).dirichlet(np.ones(300), 100).astype(np.float32)
@@ -103,26 +103,30 @@ def test_predictions_for_one_batch_that_wait_together_are_one_message(encoding: 
     waiting = waiting_on_channels(values, encoding, *[DIGEST] * 3)
     message = pb.PeerMessage.FromString(codec.next_spoken(waiting, codec.bundle_of_peers).SerializeToString())
     assert not waiting
-    assert (message.channel, list(message.channels)) == (0, [1, 2, 3])
-    position, digest, several = codec.decode_predictions(message.prediction, encoding, 3)
+    assert list(message.predictions.channels) == [1, 2, 3]
+    position, digest, several = codec.decode_predictions(message.predictions, encoding)
     assert (position, digest) == (POSITION, DIGEST)
     name = "float16" if encoding == codec.FLOAT16 else "float32"
-    assert several.tobytes() == b"".join(transmitted(one, name).tobytes() for one in values)
+    assert b"".join(one.tobytes() for one in several) == b"".join(transmitted(one, name).tobytes() for one in values)
+    message.predictions.channels.pop()
     with pytest.raises(PredictionError, match="do not fill its shape"):
-        codec.decode_predictions(message.prediction, encoding, 2)
+        codec.decode_predictions(message.predictions, encoding)
 
 
 def test_predictions_for_several_batches_or_that_are_sparse_are_a_bundle() -> None:
     other = bytes(16)
     waiting = waiting_on_channels([VALUES] * 4, codec.FLOAT32, DIGEST, DIGEST, other, DIGEST)
     message = codec.next_spoken(waiting, codec.bundle_of_peers)
-    assert [list(one.channels) or one.channel for one in message.bundle.messages] == [[1, 2], 3, 4]
-    assert [one.prediction.batch_digest for one in message.bundle.messages] == [DIGEST, other, DIGEST]
+    assert [list(one.predictions.channels) or one.channel for one in message.bundle.messages] == [[1, 2], 3, 4]
+    first, *single = message.bundle.messages
+    said = [first.predictions.prediction, *(one.prediction for one in single)]
+    assert [one.batch_digest for one in said] == [DIGEST, other, DIGEST]
     waiting = waiting_on_channels([VALUES] * 2, codec.SPARSE, DIGEST, DIGEST)
     message = codec.next_spoken(waiting, codec.bundle_of_peers)
     assert [one.channel for one in message.bundle.messages] == [1, 2]
+    several = pb.Predictions(channels=[1, 2], prediction=message.bundle.messages[0].prediction)
     with pytest.raises(PredictionError, match="expected 1 peer; got 2 peers"):
-        codec.decode_predictions(message.bundle.messages[0].prediction, codec.SPARSE, 2)
+        codec.decode_predictions(several, codec.SPARSE)
 
 
 @pytest.mark.parametrize("channel", [0, 70_000])

@@ -137,7 +137,7 @@ def test_guarantee_7_from_who_does_not_read_no_more_is_read(tmp_path: Path, monk
         while session.members["a"].connection is None:
             await asyncio.sleep(0)
         arrived = prediction("b", position, len(ids))
-        session.handle(PredictionArrived([99], position, batch_digest(position, ids), arrived[None], 1, 0), 0.0)
+        session.handle(PredictionArrived([99], position, batch_digest(position, ids), [arrived], [1], 0), 0.0)
         asked = -1
         while asked != greedy.asked:  # goes on for as long as more is read
             asked = greedy.asked

@@ -77,11 +77,11 @@ def predict(
         "position": position,
         "digest": batch_digest(position, ids),
         "probabilities": random.dirichlet(np.ones(3), len(ids)).astype(np.float32),
-        "size": 1,
+        "sizes": [1],
         "received_at": 0,
     }
     said = values | changes
-    return session.handle(PredictionArrived(**said | {"probabilities": said["probabilities"][np.newaxis]}), 0.0)
+    return session.handle(PredictionArrived(**said | {"probabilities": [said["probabilities"]]}), 0.0)
 
 
 def answers(effects) -> dict[int, np.ndarray]:

@@ -83,9 +83,7 @@ class Run:
         position = self.layout.position(index)
         ids = self.layout.batch(self.session.order(position.epoch), position.step)
         said = prediction(peer, position, len(ids))
-        arrived = PredictionArrived(
-            [self._numbers[peer]], position, batch_digest(position, ids), said[np.newaxis], 1, 0
-        )
+        arrived = PredictionArrived([self._numbers[peer]], position, batch_digest(position, ids), [said], [1], 0)
         return self.handle(arrived, sync=sync)
 
     def exchange(self, peers: Iterable[str], index: int) -> list[Effect]:
@@ -265,10 +263,8 @@ def test_guarantee_7_who_catches_up_is_waited_for_as_long_as_it_gets_on() -> Non
             position = layout.position(index)
             ids = layout.batch(session.order(position.epoch), position.step)
             said = prediction("b", position, len(ids))
-            session.handle(PredictionArrived([1], position, batch_digest(position, ids), said[np.newaxis], 1, 0), now)
-            session.handle(
-                PredictionArrived([1], position, batch_digest(position, ids), said[np.newaxis], 1, 0), now + 1
-            )
+            session.handle(PredictionArrived([1], position, batch_digest(position, ids), [said], [1], 0), now)
+            session.handle(PredictionArrived([1], position, batch_digest(position, ids), [said], [1], 0), now + 1)
         (failed,) = session.handle(Ticked(), now + PATIENCE + 0.5)  # to repeat is not to get on
         assert isinstance(failed, Failed)
 
