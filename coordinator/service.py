@@ -42,7 +42,7 @@ from coordinator.run_folder import RunFolder
 from coordinator.session import Session
 from coordinator.stream import Stream, on_channel
 from entangled import PROTOCOL_VERSION, codec, faults, membership
-from entangled.alignment import Position, SampleIds
+from entangled.alignment import SampleIds
 from entangled.distribution import Probabilities
 from entangled.errors import EntangledError, PatienceError, ProtocolError
 from entangled.status import to_refusal, to_status
@@ -348,14 +348,23 @@ class CoordinatorService(CoordinatorServicer):
 
     def _answer(self, answer: Answer) -> None:
         connections, position, digest, weight, targets = answer
+        several: dict[Stream, tuple[list[int], list[Probabilities]]] = {}
         for connection, target in zip(connections, targets, strict=True):
             faults.point("coordinator", "before reply")
-            self._reply(connection, position, digest, weight, target)
-
-    def _reply(self, connection: int, position: Position, digest: bytes, weight: float, target: Probabilities) -> None:
-        stream, channel = self._connections.get(connection, (None, 0))
-        if stream is not None:
-            stream.send(codec.write_soft_target(channel, position, digest, weight, target, self._encoding))
+            stream, channel = self._connections.get(connection, (None, 0))
+            if stream is None:
+                continue
+            if channel == 0:
+                stream.send(codec.write_soft_target(position, digest, weight, target, self._encoding))
+                continue
+            if stream not in several:
+                several[stream] = [], []
+            channels, theirs = several[stream]
+            channels.append(channel)
+            theirs.append(target)
+        for stream, (channels, theirs) in several.items():
+            for message in codec.write_soft_targets(channels, position, digest, weight, theirs, self._encoding):
+                stream.send(message)
 
     def _recall(self, recall: Recall) -> None:
         """Answer from the log: the same arithmetic on the same numbers gives what was answered first (guarantee 2)."""
@@ -368,7 +377,7 @@ class CoordinatorService(CoordinatorServicer):
         combination = self.session.experiment.combination(members)
         target = membership.soft_target(recall.peer, members, predictions, combination)
         weight = membership.weight(recall.peer, members, recall.weight)
-        self._reply(recall.connection, recall.position, recall.digest, weight, target)
+        self._answer(Answer([recall.connection], recall.position, recall.digest, weight, [target]))
         asyncio.get_running_loop().call_soon(archive.prefetch)
 
     def _joined(self) -> list[tuple[Stream, int]]:

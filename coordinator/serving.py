@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from grpc._cython import cygrpc
 
 from entangled import unix_sockets
-from entangled.codec import Unwritten, Written
+from entangled.codec import Written
 
 log = logging.getLogger(__name__)
 
@@ -169,8 +169,7 @@ class Call:
         if isinstance(message, Written) and not self._wide:
             self._wide = True
             unix_sockets.widen(self.peer())
-        own = isinstance(message, Written | Unwritten)
-        data = message.SerializeToString() if own else self._serialise(message)
+        data = message.SerializeToString() if isinstance(message, Written) else self._serialise(message)
         self._start((_raw.SendMessageOperation(data, _NO_FLAGS),), self._gone)
 
     def _gone(self, _: Any) -> None:

@@ -35,7 +35,7 @@ ORDER_CHUNK = 65_536
 """Sample ids in one message."""
 
 HEAD_BYTES = 96
-"""What the message of a small prediction or soft target has beside its probabilities, at most."""
+"""What the message of a small prediction has beside its probabilities, at most."""
 
 BUNDLE_BYTES = 48 * 1024
 """Of the messages that are sent as one: less than every message may have beside a prediction."""
@@ -67,25 +67,19 @@ class Written:
         return len(self._data)
 
 
-Head = tuple[Position, bytes, tuple[int, ...], Encoding, float]
-"""What predictions, or soft targets, of several peers have in common where they can be one message: position, batch
-digest, shape, encoding, and λ, which is 0 for predictions."""
-
-
 class Unwritten:
-    """A small prediction or soft target, written when it is sent: with those of other channels, where they can be one.
+    """A small prediction, written when it is sent: with those of other channels for the same batch, if any wait.
 
     Args:
-        kind: of the message that it will be.
-        head: of it.
+        head: what predictions have in common that can be one message: position, batch digest, shape, and encoding.
         data: the probabilities, encoded.
     """
 
-    __slots__ = ("channel", "data", "head", "kind")
+    __slots__ = ("channel", "data", "head")
 
-    def __init__(self, kind: type[pb.PeerMessage] | type[pb.CoordinatorMessage], head: Head, data: bytes) -> None:
+    def __init__(self, head: tuple[Position, bytes, tuple[int, ...], Encoding], data: bytes) -> None:
         self.channel = 0
-        self.kind, self.head, self.data = kind, head, data
+        self.head, self.data = head, data
 
     def SerializeToString(self) -> bytes:  # noqa: N802
         """The message's bytes."""
@@ -97,7 +91,7 @@ class Unwritten:
 
 
 FromPeer = pb.PeerMessage | Written | Unwritten
-ToPeer = pb.CoordinatorMessage | Written | Unwritten
+ToPeer = pb.CoordinatorMessage | Written
 
 
 class SoftTarget(NamedTuple):
@@ -180,30 +174,27 @@ def next_spoken(waiting: deque[Any], bundle: Callable[[list[Any]], Any]) -> Any:
     return bundle(together) if len(together) > 1 else together[0]
 
 
-def _head(message: Any) -> Head | None:
+def _head(message: Any) -> object:
     return message.head if isinstance(message, Unwritten) else None
 
 
-def joined(several: Sequence[Unwritten]) -> Any:
-    """The message that predictions, or soft targets, of one `head` are together."""
-    first = several[0]
-    message, (position, digest, shape, encoding, weight) = first.kind(), first.head
-    if isinstance(message, pb.PeerMessage):
-        inner = message.predictions.prediction if len(several) > 1 else message.prediction
-    else:
-        inner = message.soft_targets.soft_target if len(several) > 1 else message.soft_target
-        inner.weight = weight
-    inner.epoch, inner.step = position
-    inner.batch_digest = digest
-    inner.rows, inner.classes = shape
-    if encoding != FLOAT32:
-        inner.encoding = encoding
-    inner.probabilities = b"".join([one.data for one in several])
+def joined(several: Sequence[Unwritten]) -> pb.PeerMessage:
+    """The message that predictions of one `head` are together."""
+    position, digest, shape, encoding = several[0].head
+    message = pb.PeerMessage()
     if len(several) > 1:
-        of_all = message.predictions if isinstance(message, pb.PeerMessage) else message.soft_targets
-        of_all.channels.extend([one.channel for one in several])
-    elif first.channel:
-        message.channel = first.channel
+        message.predictions.channels.extend([one.channel for one in several])
+        said = message.predictions.prediction
+    else:
+        if several[0].channel:
+            message.channel = several[0].channel
+        said = message.prediction
+    said.epoch, said.step = position
+    said.batch_digest = digest
+    said.rows, said.classes = shape
+    if encoding != FLOAT32:
+        said.encoding = encoding
+    said.probabilities = b"".join([one.data for one in several])
     return message
 
 
@@ -244,8 +235,7 @@ def write_prediction(
     if encoding == FLOAT32 and probabilities.nbytes >= LARGE_BYTES:
         message = pb.Prediction(epoch=position.epoch, step=position.step, batch_digest=digest)
         return _write(pb.PeerMessage, "prediction", message, probabilities)
-    head = position, digest, probabilities.shape, encoding, 0.0
-    return Unwritten(pb.PeerMessage, head, _written(probabilities, encoding)[0])
+    return Unwritten((position, digest, probabilities.shape, encoding), _written(probabilities, encoding)[0])
 
 
 def decode_prediction(message: pb.Prediction, encoding: Encoding = FLOAT32) -> tuple[Position, bytes, Probabilities]:
@@ -308,25 +298,41 @@ def encode_soft_target(
 
 
 def write_soft_target(
-    channel: int,
+    position: Position, digest: bytes, weight: float, probabilities: Probabilities, encoding: Encoding = FLOAT32
+) -> ToPeer:
+    """The same to be sent: written already where it is large."""
+    if encoding != FLOAT32 or probabilities.nbytes < LARGE_BYTES:
+        return encode_soft_target(position, digest, weight, probabilities, encoding)
+    message = pb.SoftTarget(epoch=position.epoch, step=position.step, batch_digest=digest, weight=weight)
+    return _write(pb.CoordinatorMessage, "soft_target", message, probabilities)
+
+
+def write_soft_targets(
+    channels: Sequence[int],
     position: Position,
     digest: bytes,
     weight: float,
-    probabilities: Probabilities,
+    several: Sequence[Probabilities],
     encoding: Encoding = FLOAT32,
-) -> ToPeer:
-    """The same to be sent on a channel: written already where it is large, and not yet where others' may go with it."""
-    if encoding == FLOAT32 and probabilities.nbytes >= LARGE_BYTES:
-        target = pb.SoftTarget(epoch=position.epoch, step=position.step, batch_digest=digest, weight=weight)
-        message = _write(pb.CoordinatorMessage, "soft_target", target, probabilities)
-    elif encoding == FLOAT32 and channel:
-        head = position, digest, probabilities.shape, FLOAT32, weight
-        message = Unwritten(pb.CoordinatorMessage, head, probabilities.astype(FLOAT, copy=False).tobytes())
-    else:
-        message = encode_soft_target(position, digest, weight, probabilities, encoding)
-    if channel:
-        message.channel = channel
-    return message
+) -> Iterator[ToPeer]:
+    """Soft targets of one batch to be sent on these channels: as few messages as may be, of `BUNDLE_BYTES` at most."""
+    together = BUNDLE_BYTES // (several[0].nbytes or 1) if encoding == FLOAT32 else 1
+    if len(several) == 1 or together < 2:
+        for channel, probabilities in zip(channels, several, strict=True):
+            message = write_soft_target(position, digest, weight, probabilities, encoding)
+            message.channel = channel
+            yield message
+        return
+    for begin in range(0, len(several), together):
+        some = several[begin : begin + together]
+        message = pb.CoordinatorMessage()
+        message.soft_targets.channels.extend(channels[begin : begin + together])
+        target = message.soft_targets.soft_target
+        target.epoch, target.step = position
+        target.batch_digest, target.weight = digest, weight
+        target.rows, target.classes = some[0].shape
+        target.probabilities = b"".join([one.astype(FLOAT, copy=False).tobytes() for one in some])
+        yield message
 
 
 def _write(

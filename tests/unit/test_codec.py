@@ -29,10 +29,6 @@ def test_a_prediction_survives_the_wire_to_the_bit() -> None:
     assert probabilities.tobytes() == VALUES.tobytes()
 
 
-def write_soft_target(position: Position, digest: bytes, weight: float, probabilities: np.ndarray) -> codec.ToPeer:
-    return codec.write_soft_target(0, position, digest, weight, probabilities)
-
-
 LARGE = np.random.default_rng(1).dirichlet(np.ones(300), 100).astype(np.float32)
 
 
@@ -43,7 +39,7 @@ def test_a_large_message_is_written_as_protobuf_would(values, channel: int) -> N
     values = values.copy("K")
     for encode, write, kind in (
         (codec.encode_prediction, codec.write_prediction, pb.PeerMessage),
-        (codec.encode_soft_target, write_soft_target, pb.CoordinatorMessage),
+        (codec.encode_soft_target, codec.write_soft_target, pb.CoordinatorMessage),
     ):
         about = (POSITION, DIGEST) if kind is pb.PeerMessage else (POSITION, DIGEST, 0.25)
         plain, written = encode(*about, values), write(*about, values.copy("K"))
@@ -132,13 +128,31 @@ def test_predictions_for_several_batches_or_that_are_sparse_are_a_bundle() -> No
 @pytest.mark.parametrize("channel", [0, 70_000])
 @pytest.mark.parametrize("position", [Position(0, 0), Position(2**32 - 1, 2**32 - 1)])
 def test_a_small_message_is_as_protobuf_makes_it(position: Position, channel: int) -> None:
-    for plain, unwritten in (
-        (codec.encode_prediction(position, DIGEST, VALUES), codec.write_prediction(position, DIGEST, VALUES)),
-        (codec.encode_soft_target(position, DIGEST, 0.5, VALUES), write_soft_target(position, DIGEST, 0.5, VALUES)),
-    ):
-        plain.channel = unwritten.channel = channel
-        assert unwritten.SerializeToString() == plain.SerializeToString()
-        assert plain.ByteSize() <= unwritten.ByteSize()
+    plain, written = codec.encode_prediction(position, DIGEST, VALUES), codec.write_prediction(position, DIGEST, VALUES)
+    plain.channel = written.channel = channel
+    assert written.SerializeToString() == plain.SerializeToString()
+    assert plain.ByteSize() <= written.ByteSize()
+
+
+@pytest.mark.parametrize("encoding", [codec.FLOAT32, codec.FLOAT16])
+@pytest.mark.parametrize("classes", [5, 300, 5000], ids=["small", "a few in a message", "large"])
+def test_soft_targets_of_several_are_as_few_messages_as_may_be(classes: int, encoding: codec.Encoding) -> None:
+    values = list(np.random.default_rng(3).dirichlet(np.ones(classes), (9, 10)).astype(np.float32))
+    channels = list(range(1, 10))
+    messages = list(codec.write_soft_targets(channels, POSITION, DIGEST, 0.25, values, encoding))
+    found: dict[int, codec.SoftTarget] = {}
+    for written in messages:
+        message = pb.CoordinatorMessage.FromString(written.SerializeToString())
+        if message.HasField("soft_targets"):
+            assert message.ByteSize() < codec.BUNDLE_BYTES + 100
+            targets = codec.decode_soft_targets(message.soft_targets)
+            found |= dict(zip(message.soft_targets.channels, targets, strict=True))
+        else:
+            found[message.channel] = codec.decode_soft_target(message.soft_target)
+    assert list(found) == channels
+    assert {(t.position, t.digest, t.weight) for t in found.values()} == {(POSITION, DIGEST, 0.25)}
+    assert [t.probabilities.tobytes() for t in found.values()] == [one.tobytes() for one in values]
+    assert len(messages) == (9 if encoding == codec.FLOAT16 else {5: 1, 300: 3, 5000: 9}[classes])
 
 
 @pytest.mark.parametrize("encoding", [codec.FLOAT16, codec.SPARSE])
