@@ -296,7 +296,7 @@ class Link:
     def _push(self) -> None:
         stream = self._stream
         try:
-            while stream is not None and stream.sending and not stream.being_read and stream is self._stream:
+            while stream is not None and stream.needs_reading and not stream.being_read and stream is self._stream:
                 self._read(stream, time.monotonic() + ROUND_TRIP_SECONDS)
         finally:
             self._hand_over()

@@ -49,6 +49,8 @@ class Stream:
         """Whether somebody waits in `wait`."""
         self._why: EntangledError | None = None
         self._outgoing: deque[codec.FromPeer] = deque()
+        self._large = False
+        """Whether what is being sent is more than a socket surely takes at once."""
         self._wide = False
         """Whether room has been made for large messages."""
         self._pending = {_BEGUN, _CAME, _ENDED}
@@ -78,6 +80,14 @@ class Stream:
     def sending(self) -> bool:
         """Whether a message is not yet on its way."""
         return _SENT in self._pending
+
+    @property
+    def needs_reading(self) -> bool:
+        """Whether something that was sent goes out only while somebody waits in `wait`.
+
+        gRPC writes what fits into the socket as soon as it is handed over.
+        """
+        return bool(self._outgoing) or (self._large and self.sending)
 
     @property
     def error(self) -> EntangledError | None:
@@ -145,8 +155,10 @@ class Stream:
     def _flush(self) -> None:
         if self._outgoing and _SENT not in self._pending and _ENDED in self._pending:
             message = codec.next_spoken(self._outgoing, codec.bundle_of_peers)
+            data = message.SerializeToString()
+            self._large = len(data) > codec.BUNDLE_BYTES
             self._pending.add(_SENT)
             if not self._wide and isinstance(message, codec.Written):
                 self._wide = True
                 unix_sockets.widen(self._address)
-            self._call.operate((_raw.SendMessageOperation(message.SerializeToString(), _NO_FLAGS),), _SENT)
+            self._call.operate((_raw.SendMessageOperation(data, _NO_FLAGS),), _SENT)

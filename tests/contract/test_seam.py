@@ -262,6 +262,33 @@ def test_predictions_are_published_as_far_ahead_as_the_experiment_says(meet: Mee
     a.finish({"test_loss": 1.0}), b.finish({"test_loss": 1.0})
 
 
+@pytest.mark.parametrize("classes", [3, 20_000], ids=["small", "large"])
+def test_what_is_published_ahead_goes_out_while_its_peer_is_busy_with_something_else(
+    meet: Meet, background, classes: int
+) -> None:
+    settings = experiment(lookahead=4)
+    peer, layout, random = meet(settings), settings.layout(SAMPLES), np.random.default_rng(0)
+    said = random.dirichlet(np.ones(classes), SAMPLES).astype(np.float32)
+    a, b = peer("a"), peer("b")
+    for one in (a, b):
+        one.join(fingerprint(np.arange(SAMPLES), classes))
+        one.lookahead(never)
+
+    def submit(one: Exchange, index: int) -> SampleIds:
+        position = layout.position(index)
+        ids = layout.batch(one.order(position.epoch), position.step)
+        one.submit(position, ids, said[ids])
+        return ids
+
+    for index in range(4):
+        submit(a, index)  # and never waits for anything
+    for index in range(4):
+        ids = submit(b, index)
+        target = background(b.result, layout.position(index)).result(SECONDS)
+        assert target.probabilities.tobytes() == said[ids].tobytes()
+    assert [a.result(layout.position(index)).probabilities.shape for index in (2, 1)] == [(2, classes), (4, classes)]
+
+
 def a_step() -> float:
     return 1e-5
 
