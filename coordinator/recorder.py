@@ -140,26 +140,27 @@ class Recorder:
     def _append(self, exchange: Exchange, measured: npt.NDArray[np.float32] | None) -> None:
         position, index, sample_ids, digest, weight, arrivals, staleness, completed = exchange
         members = tuple(arrivals)
-        for place, (peer, (probabilities, received_at, size, at)) in enumerate(arrivals.items()):
-            self._writer.append(
-                Row(
-                    position,
-                    index,
-                    peer,
-                    members,
-                    weight,
-                    sample_ids,
-                    digest,
-                    probabilities.shape,
-                    probabilities,
-                    None if measured is None else prediction_digest(probabilities),
-                    None if measured is None else measured[place],
-                    staleness,
-                    received_at,
-                    round((completed - at) * 1e6),
-                    size,
-                )
+        rows = [
+            Row(
+                position,
+                index,
+                peer,
+                members,
+                weight,
+                sample_ids,
+                digest,
+                probabilities.shape,
+                probabilities,
+                None if measured is None else prediction_digest(probabilities),
+                None if measured is None else measured[place],
+                staleness,
+                received_at,
+                round((completed - at) * 1e6),
+                size,
             )
+            for place, (peer, (probabilities, received_at, size, at)) in enumerate(arrivals.items())
+        ]
+        self._writer.append(*rows)
 
 
 def _statistics(exchanges: Sequence[Exchange], experiment: Experiment) -> Iterator[npt.NDArray[np.float32]]:

@@ -235,7 +235,12 @@ def write_prediction(
     if encoding == FLOAT32 and probabilities.nbytes >= LARGE_BYTES:
         message = pb.Prediction(epoch=position.epoch, step=position.step, batch_digest=digest)
         return _write(pb.PeerMessage, "prediction", message, probabilities)
-    return Unwritten((position, digest, probabilities.shape, encoding), _written(probabilities, encoding)[0])
+    data = (
+        probabilities.astype(FLOAT, copy=False).tobytes()
+        if encoding == FLOAT32
+        else _written(probabilities, encoding)[0]
+    )
+    return Unwritten((position, digest, probabilities.shape, encoding), data)
 
 
 def decode_prediction(message: pb.Prediction, encoding: Encoding = FLOAT32) -> tuple[Position, bytes, Probabilities]:
@@ -392,11 +397,11 @@ def decode_soft_target(message: pb.SoftTarget) -> SoftTarget:
     return SoftTarget(Position(message.epoch, message.step), message.batch_digest, message.weight, probabilities)
 
 
-def decode_soft_targets(message: pb.SoftTargets) -> list[SoftTarget]:
-    """The same of several peers, in the order of the channels."""
+def decode_soft_targets(message: pb.SoftTargets) -> tuple[Position, bytes, float, Sequence[Probabilities]]:
+    """The same of several peers: what they have in common, and the probabilities, in the order of the channels."""
     said = message.soft_target
-    position, digest, weight = Position(said.epoch, said.step), said.batch_digest, said.weight
-    return [SoftTarget(position, digest, weight, one) for one in _tensors(said, len(message.channels))]
+    position = Position(said.epoch, said.step)
+    return position, said.batch_digest, said.weight, _tensors(said, len(message.channels))
 
 
 def _written(probabilities: Probabilities, encoding: Encoding) -> tuple[bytes, bytes]:

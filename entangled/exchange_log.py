@@ -165,10 +165,15 @@ def partition_path(run: Path, epoch: int) -> Path:
 
 def to_batch(rows: Sequence[Row], links: Sequence[bytes]) -> pa.RecordBatch:
     """Rows and their chain values as one record batch of `SCHEMA`."""
-    positions, index, peer, members, weight, ids, digest, shapes, predictions, *rest = zip(*rows, strict=True)
+    return batch_of(list(zip(*rows, strict=True)), links)
+
+
+def batch_of(columns: Sequence[Sequence[Any]], links: Sequence[bytes]) -> pa.RecordBatch:
+    """The same of the fields of a `Row`, each of all rows."""
+    positions, index, peer, members, weight, ids, digest, shapes, predictions, *rest = columns
     prediction_digests, measured, staleness, received_at, wait_us, size = rest
     nothing = np.empty(0, np.float32)
-    columns = [
+    arrays = [
         [step for _, step in positions],
         index,
         peer,
@@ -186,7 +191,7 @@ def to_batch(rows: Sequence[Row], links: Sequence[bytes]) -> pa.RecordBatch:
         size,
         links,
     ]
-    arrays = [c if isinstance(c, pa.Array) else pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
+    arrays = [a if isinstance(a, pa.Array) else pa.array(a, f.type) for a, f in zip(arrays, SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 

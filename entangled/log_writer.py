@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from entangled.errors import FormatError, LogError
 from entangled.exchange_log import (
     SCHEMA,
     Row,
+    batch_of,
     chain,
     chained,
     check_format,
@@ -64,7 +66,14 @@ class Writer:
         self.members: tuple[str, ...] = ()
         """Who took part in the last one of those."""
         self._epoch = self._thinned = -1
-        self._pending: list[Row] = []
+        self._link = start
+        """The chain value of the last row that was written, on disk or not."""
+        self._links: list[bytes] = []
+        """Those of the rows that were appended since."""
+        self._columns = _no_rows()
+        """These rows, field by field."""
+        self._bytes = 0
+        """Of their predictions."""
         self._stream: AppendStream | None = None
         self._resume()
 
@@ -89,6 +98,7 @@ class Writer:
             except (pa.ArrowInvalid, OSError, IndexError) as error:
                 raise LogError(f"{finished[-1]} cannot be read: {error}") from None
             self.resumed, self._chain = last["index"] + 1, last["chain"]
+            self._link = self._chain
             self.members = tuple(last["members"])
         for epoch, path in found:
             if path.suffix == ".arrow":
@@ -108,11 +118,11 @@ class Writer:
                     break
                 rows.append(row)
                 if len(rows) == len(row.members):
-                    self._pending += rows
+                    self.append(*rows)
                     self.resumed, rows = self.resumed + 1, []
                     self.members = row.members
-                    if len(self._pending) >= 1024:
-                        self.flush()
+                    if len(self._links) >= 1024:
+                        self._write()
         except FormatError:
             raise
         except LogError:
@@ -123,25 +133,42 @@ class Writer:
         temporary.replace(path)
         atomic.sync(path.parent)
 
-    def append(self, row: Row) -> None:
-        """Add a row; epochs must come in order. A row of a new epoch finishes the one before."""
-        if row.position.epoch != self._epoch:
+    def append(self, *rows: Row) -> None:
+        """Add rows of one exchange, or some of them; epochs must come in order. A new epoch finishes the one before."""
+        if rows[0].position.epoch != self._epoch:
             self.finish_epoch()
-            self._epoch = row.position.epoch
+            self._epoch = rows[0].position.epoch
             path = stream_path(self._run, self._epoch)
             self._stream = AppendStream(path, SCHEMA)
             atomic.sync(path.parent)
-        self._pending.append(row)
+        prediction = rows[0].prediction
+        each = prediction.nbytes if prediction is not None else 0
+        while rows:
+            most = -(-(BATCH_BYTES - self._bytes) // each) if each else len(rows)
+            self._add(rows[:most])
+            self._bytes += each * len(rows[:most])
+            if self._bytes >= BATCH_BYTES:
+                self._write()
+            rows = rows[most:]
+
+    def _add(self, rows: Sequence[Row]) -> None:
+        """Taken apart at once, while they are in the cache."""
+        self._links += chained(self._links[-1] if self._links else self._link, rows)
+        for column, values in zip(self._columns, zip(*rows, strict=True), strict=True):
+            column += values
+
+    def _write(self) -> None:
+        """Make what was added a record batch of the stream's."""
+        if self._links and self._stream is not None:
+            self._stream.append(batch_of(self._columns, self._links))
+            self._link, self._links, self._columns, self._bytes = self._links[-1], [], _no_rows(), 0
 
     def flush(self) -> None:
         """Put every appended row on disk."""
-        if self._pending and self._stream is not None:
-            for rows in _together(self._pending):
-                links = chained(self._chain, rows)
-                self._stream.append(to_batch(rows, links))
-                self._chain = links[-1]
-            self._pending.clear()
+        self._write()
+        if self._stream is not None and self._link != self._chain:
             self._stream.sync()
+            self._chain = self._link
 
     def finish_epoch(self) -> None:
         """Turn the open epoch's stream into its Parquet partition."""
@@ -182,16 +209,8 @@ class Writer:
         self._stream = None
 
 
-def _together(pending: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """Rows that make a batch: as many as have predictions of `BATCH_BYTES` together."""
-    begin = size = 0
-    for end, row in enumerate(pending, 1):
-        size += row.prediction.nbytes if row.prediction is not None else 0
-        if size >= BATCH_BYTES:
-            yield pending[begin:end]
-            begin, size = end, 0
-    if begin < len(pending):
-        yield pending[begin:]
+def _no_rows() -> list[list[Any]]:
+    return [[] for _ in Row._fields]
 
 
 def _end(file: pq.ParquetFile) -> int:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from statistics import median
 
-from entangled import codec, faults
+from entangled import faults
 from entangled.alignment import Fingerprint, Position, SampleIds
 from entangled.credentials import NOTHING, Credentials
 from entangled.distribution import Probabilities
@@ -126,8 +126,7 @@ class CoordinatorClient(Exchange):
             with self._link.lock:
                 self._conversation.check_asked(position)
             self._until(lambda: index in answers, f" {position}")
-        with self._link.lock:
-            return answers.pop(index)
+        return answers.pop(index)
 
     def settle(self, complete: int) -> None:
         """See `seam.Exchange.settle`."""
@@ -180,10 +179,10 @@ class CoordinatorClient(Exchange):
         except EntangledError as error:
             self._error = error
 
-    def answered(self, target: codec.SoftTarget) -> None:
+    def answered(self, position: Position, digest: bytes, weight: float, probabilities: Probabilities) -> None:
         """See `link.Speaker`."""
         try:
-            self._conversation.answered(target)
+            self._conversation.answered(position, digest, weight, probabilities)
         except EntangledError as error:
             self._error = error
 

@@ -141,7 +141,7 @@ class Conversation:
         """
         match message.WhichOneof("kind"):
             case "soft_target":
-                self.answered(codec.decode_soft_target(message.soft_target))
+                self.answered(*codec.decode_soft_target(message.soft_target))
             case "durable":
                 self.durable = message.durable.complete
                 while self._unsettled and self._unsettled[0][0] < self.durable:
@@ -155,34 +155,40 @@ class Conversation:
             case _:
                 pass
 
-    def answered(self, target: codec.SoftTarget) -> None:
+    def answered(self, position: Position, digest: bytes, weight: float, probabilities: Probabilities) -> None:
         """Take in an answer: to what is in flight, or once more to what was answered and sent again.
+
+        Args:
+            position: of the batch.
+            digest: of the batch.
+            weight: λ in force.
+            probabilities: `(rows, classes)` float32, the soft target.
 
         Raises:
             AlignmentError: it answers another batch.
             PredictionError: it is no soft target.
         """
-        index = self.layout.index(target.position)
+        index = self.layout.index(position)
         asked = self._in_flight.get(index)
         if asked is None:
             if self._in_flight and index > max(self._in_flight):
                 waited_for = self.layout.position(min(self._in_flight))
                 raise AlignmentError(
-                    "the coordinator answers another batch", expected=str(waited_for), got=str(target.position)
+                    "the coordinator answers another batch", expected=str(waited_for), got=str(position)
                 )
             return
-        if target.digest != asked.digest:
+        if digest != asked.digest:
             raise AlignmentError(
-                f"the coordinator answered {target.position} with another batch",
+                f"the coordinator answered {position} with another batch",
                 expected=f"batch digest {asked.digest.hex()}",
-                got=f"batch digest {target.digest.hex()}",
+                got=f"batch digest {digest.hex()}",
             )
-        if target.probabilities.shape != asked.shape or not math.isfinite(target.weight):
+        if probabilities.shape != asked.shape or not math.isfinite(weight):
             raise PredictionError(
-                f"the coordinator's soft target for {target.position} is none",
+                f"the coordinator's soft target for {position} is none",
                 expected=f"{' × '.join(map(str, asked.shape))} probabilities, and a finite λ",
-                got=f"{' × '.join(map(str, target.probabilities.shape))}, λ {target.weight}",
+                got=f"{' × '.join(map(str, probabilities.shape))}, λ {weight}",
             )
         del self._in_flight[index]
         self._unsettled.append((index, asked.message))
-        self.answers[index] = SoftTarget(target.probabilities, target.weight)
+        self.answers[index] = SoftTarget(probabilities, weight)

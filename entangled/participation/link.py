@@ -12,8 +12,9 @@ import grpc
 from grpc.experimental import ChannelOptions
 
 from entangled import PROTOCOL_VERSION, codec
-from entangled.alignment import SampleIds, check_order
+from entangled.alignment import Position, SampleIds, check_order
 from entangled.credentials import NOTHING, Credentials
+from entangled.distribution import Probabilities
 from entangled.errors import EntangledError, PredictionError, UnreachableError
 from entangled.experiment import Experiment
 from entangled.experiment_file import loads
@@ -60,8 +61,8 @@ class Speaker(Protocol):
     def arrived(self, message: pb.CoordinatorMessage) -> None:
         """Take in what has come."""
 
-    def answered(self, target: codec.SoftTarget) -> None:
-        """Take in a soft target that has come, in a message for several."""
+    def answered(self, position: Position, digest: bytes, weight: float, probabilities: Probabilities) -> None:
+        """Take in a soft target that has come in a message for several."""
 
     def ended(self, error: EntangledError | None) -> None:
         """The channel has ended, and maybe its stream; the error says why, None that the coordinator said OK."""
@@ -358,14 +359,14 @@ class Link:
         """Soft targets of several peers have come as one message."""
         channels = [self._channels.get(number) for number in message.channels]
         try:
-            targets = codec.decode_soft_targets(message)
+            position, digest, weight, targets = codec.decode_soft_targets(message)
         except PredictionError as error:
             if self._stream is not None:
                 self._abandon(self._stream, error)
             return
         for channel, target in zip(channels, targets, strict=True):
             if channel is not None:  # it has not ended
-                channel.speaker.answered(target)
+                channel.speaker.answered(position, digest, weight, target)
 
     def _ended(self, stream: Stream, error: EntangledError | None) -> None:
         if stream is not self._stream:

@@ -145,8 +145,9 @@ def test_soft_targets_of_several_are_as_few_messages_as_may_be(classes: int, enc
         message = pb.CoordinatorMessage.FromString(written.SerializeToString())
         if message.HasField("soft_targets"):
             assert message.ByteSize() < codec.BUNDLE_BYTES + 100
-            targets = codec.decode_soft_targets(message.soft_targets)
-            found |= dict(zip(message.soft_targets.channels, targets, strict=True))
+            *common, several = codec.decode_soft_targets(message.soft_targets)
+            for channel, one in zip(message.soft_targets.channels, several, strict=True):
+                found[channel] = codec.SoftTarget(*common, one)
         else:
             found[message.channel] = codec.decode_soft_target(message.soft_target)
     assert list(found) == channels
