@@ -52,7 +52,7 @@ class Conversation:
         """By index, in the order in which they were sent."""
         self.answers: dict[int, SoftTarget] = {}
         """By index, those that nobody has asked for yet."""
-        self._unsettled: deque[tuple[int, codec.FromPeer]] = deque()
+        self._unsettled: deque[Prepared] = deque()
         """Answered predictions that the coordinator may still lose: sent again if it comes back without them."""
 
     # ---- what is said
@@ -91,9 +91,9 @@ class Conversation:
         if welcome.run_id != run_id:
             raise ProtocolError("another run has taken this one's place", expected=run_id, got=welcome.run_id)
         self.complete = welcome.complete
-        for index, prediction in self._unsettled:
-            if index >= self.complete:
-                yield prediction
+        for answered in self._unsettled:
+            if answered.index >= self.complete:
+                yield answered.message
         for waiting in self._in_flight.values():
             yield waiting.message
         if self._pace is not None and self.decided is None:
@@ -124,7 +124,7 @@ class Conversation:
     @property
     def unsettled(self) -> int:
         """Every position before this index must be on disk before this peer may go; 0 if all are that it knows of."""
-        return self._unsettled[-1][0] + 1 if self._unsettled else 0
+        return self._unsettled[-1].index + 1 if self._unsettled else 0
 
     def check_asked(self, position: Position) -> None:
         """Raise ProtocolError if no answer for `position` is here or to come."""
@@ -144,7 +144,7 @@ class Conversation:
                 self.answered(*codec.decode_soft_target(message.soft_target))
             case "durable":
                 self.durable = message.durable.complete
-                while self._unsettled and self._unsettled[0][0] < self.durable:
+                while self._unsettled and self._unsettled[0].index < self.durable:
                     self._unsettled.popleft()
             case "welcome":
                 self.welcome = message.welcome
@@ -190,5 +190,5 @@ class Conversation:
                 got=f"{' × '.join(map(str, probabilities.shape))}, λ {weight}",
             )
         del self._in_flight[index]
-        self._unsettled.append((index, asked.message))
+        self._unsettled.append(asked)
         self.answers[index] = SoftTarget(probabilities, weight)
