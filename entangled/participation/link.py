@@ -412,7 +412,7 @@ class Link:
     def _beat(self, stream: Stream) -> None:
         """Send a heartbeat, if a peer has joined, and see that it goes out."""
         joined = next((channel for channel in self._channels.values() if channel.joined), None)
-        if joined is None or stream.sending:
+        if joined is None or stream.needs_reading:
             return
         joined.send(pb.PeerMessage(heartbeat=pb.Heartbeat()))
         self._push()
