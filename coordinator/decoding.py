@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from google.protobuf.message import DecodeError
 
 from coordinator.events import Event, Joined, Left, MetricsArrived, Paced, PredictionArrived, Settled
-from entangled import codec
+from entangled import codec, sending
 from entangled.alignment import Position
 from entangled.errors import ProtocolError
 from entangled.log_limit import printable
@@ -57,7 +57,7 @@ def event_of(
     match kind:
         case "prediction":
             position, digest, probabilities = codec.decode_prediction(message.prediction, encoding)
-            sizes, received_at = (codec.size(message, probabilities, encoding),), time.time_ns() // 1000
+            sizes, received_at = (sending.size(message, probabilities, encoding),), time.time_ns() // 1000
             return PredictionArrived((connection,), position, digest, (probabilities,), sizes, received_at)
         case "join":
             join = message.join

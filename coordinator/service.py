@@ -41,7 +41,7 @@ from coordinator.gathering import Gathering
 from coordinator.run_folder import RunFolder
 from coordinator.session import Session
 from coordinator.stream import Stream, on_channel
-from entangled import PROTOCOL_VERSION, codec, faults, membership
+from entangled import PROTOCOL_VERSION, codec, faults, membership, sending
 from entangled.alignment import SampleIds
 from entangled.distribution import Probabilities
 from entangled.errors import EntangledError, PatienceError, ProtocolError
@@ -355,7 +355,7 @@ class CoordinatorService(CoordinatorServicer):
             if stream is None:
                 continue
             if channel == 0:
-                stream.send(codec.write_soft_target(position, digest, weight, target, self._encoding))
+                stream.send(sending.write_soft_target(position, digest, weight, target, self._encoding))
                 continue
             if stream not in several:
                 several[stream] = [], []
@@ -363,7 +363,7 @@ class CoordinatorService(CoordinatorServicer):
             channels.append(channel)
             theirs.append(target)
         for stream, (channels, theirs) in several.items():
-            for message in codec.write_soft_targets(channels, position, digest, weight, theirs, self._encoding):
+            for message in sending.write_soft_targets(channels, position, digest, weight, theirs, self._encoding):
                 stream.send(message)
 
     def _recall(self, recall: Recall) -> None:

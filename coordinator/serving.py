@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from grpc._cython import cygrpc
 
 from entangled import unix_sockets
-from entangled.codec import Written
+from entangled.sending import Written
 
 log = logging.getLogger(__name__)
 

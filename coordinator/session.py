@@ -6,12 +6,13 @@ sender did something wrong. It never reads a clock, never blocks and never touch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from coordinator.batches import Batches
+from coordinator.checks import check_metrics, check_predictions, check_version
 from coordinator.entry import check_first
 from coordinator.events import (
     Answer,
@@ -43,24 +44,20 @@ from coordinator.events import (
 from coordinator.lookahead import hiding
 from coordinator.memory import Memory
 from coordinator.roster import Member, Roster
-from entangled import PROTOCOL_VERSION, membership
+from entangled import membership
 from entangled.alignment import Fingerprint, Layout, Position, SampleIds
-from entangled.distribution import Combination, Probabilities, check, check_together, soft_targets
+from entangled.distribution import Combination, soft_targets
 from entangled.errors import (
     AlignmentError,
     EntangledError,
     LogError,
     MembershipError,
     PatienceError,
-    PredictionError,
     ProtocolError,
     RunFailedError,
 )
 from entangled.experiment import Experiment
 from entangled.schedule import Constant, weight_at
-
-MAX_METRICS = 64
-"""Names of metrics that a peer may use in all, and characters in each."""
 
 LINGER = 10.0
 """Seconds that a coordinator which came back waits for peers that are done but may not know it."""
@@ -193,12 +190,7 @@ class Session:
     # ---- joining and leaving
 
     def _join(self, event: Joined, now: float) -> list[Effect]:
-        if event.protocol_version != PROTOCOL_VERSION:
-            raise ProtocolError(
-                "peer and coordinator are of different versions",
-                expected=f"protocol {PROTOCOL_VERSION}",
-                got=f"protocol {event.protocol_version}",
-            )
+        check_version(event.protocol_version)
         member = self.members.get(event.peer)
         if member is None:
             raise MembershipError(
@@ -319,15 +311,7 @@ class Session:
                 expected=f"batch digest {expected.hex()}",
                 got=digest.hex(),
             )
-        rows = layout.rows(position.step)
-        try:
-            if len(members) == 1:
-                check(probabilities[0], rows, classes)
-            else:
-                check_together(probabilities, rows, classes)
-        except PredictionError:
-            _check_each(members, position, probabilities, rows, classes)
-            raise
+        check_predictions(members, position, probabilities, layout.rows(position.step), classes)
         effects: list[Effect] = []
         for place, member in enumerate(members):
             self._accept(member, event, place, index, now, effects)
@@ -450,12 +434,7 @@ class Session:
     def _metrics(self, event: MetricsArrived, now: float) -> list[Effect]:
         member = self._roster.at(event.connection)
         values = {**member.values, **event.values}
-        if len(values) > MAX_METRICS or any(len(n) > MAX_METRICS or not n.isprintable() for n in event.values):
-            raise ProtocolError(
-                f"peer {member.name} sends too many metrics",
-                expected=f"at most {MAX_METRICS} names of {MAX_METRICS} printable characters",
-                got=str(len(values)),
-            )
+        check_metrics(member, event.values, values)
         if event.final and not self._trained():
             raise ProtocolError(f"peer {member.name} sends final metrics before the run's last batch")
         member.position, member.values = event.position, values
@@ -491,15 +470,3 @@ class Session:
         if self._epoch_weight[0] != position.epoch:
             self._epoch_weight = position.epoch, float(np.float32(weight_at(schedule, position, layout)))
         return self._epoch_weight[1]
-
-
-def _check_each(
-    members: list[Member], position: Position, probabilities: Sequence[Probabilities], rows: int, classes: int
-) -> None:
-    """Raise PredictionError, with the first peer's name whose they are, unless all are distributions of that shape."""
-    for member, said in zip(members, probabilities, strict=True):
-        try:
-            check(said, rows, classes)
-        except PredictionError as error:
-            where = f"peer {member.name}'s prediction for {position}: {error.message}"
-            raise PredictionError(where, expected=error.expected, got=error.got) from None

@@ -11,7 +11,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from coordinator.decoding import unreadable
-from entangled import codec
+from entangled import codec, sending
 from entangled.errors import EntangledError
 from entangled.v1 import exchange_pb2 as pb
 
@@ -31,7 +31,7 @@ class Stream:
     def __init__(self, context: Any, take: Callable[[Stream, pb.PeerMessage], None]) -> None:
         self.connections: dict[int, int] = {}
         """The session's connection for each of the stream's channels."""
-        self.outgoing: deque[codec.ToPeer] = deque()
+        self.outgoing: deque[sending.ToPeer] = deque()
         self.ended = False
         self.error: EntangledError | None = None
         self.sent_at = time.monotonic()
@@ -48,7 +48,7 @@ class Stream:
             self._reading = True
             self._context.receive(self._came)
 
-    def send(self, message: codec.ToPeer) -> None:
+    def send(self, message: sending.ToPeer) -> None:
         """Have a message sent, after those before it. On a channel, what is sent in one turn goes as a bundle."""
         if not message.channel and not self._writing and not self.outgoing:
             self._hand_over(message)
@@ -103,11 +103,11 @@ class Stream:
         if self._writing:
             return
         if self.outgoing:
-            self._hand_over(codec.next_spoken(self.outgoing, codec.bundle_to_peers))
+            self._hand_over(sending.next_spoken(self.outgoing, sending.bundle_to_peers))
         elif self.ended:
             self._finish(None)
 
-    def _hand_over(self, message: codec.ToPeer) -> None:
+    def _hand_over(self, message: sending.ToPeer) -> None:
         self._writing = True
         self._context.send(message, self._sent)
 
@@ -128,7 +128,7 @@ class Stream:
             self.over.set_exception(error)
 
 
-def _repeats(before: codec.ToPeer, message: pb.CoordinatorMessage) -> bool:
+def _repeats(before: sending.ToPeer, message: pb.CoordinatorMessage) -> bool:
     return (
         isinstance(before, pb.CoordinatorMessage) and before.HasField("durable") and before.channel == message.channel
     )

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from entangled import PROTOCOL_VERSION, codec
+from entangled import PROTOCOL_VERSION, codec, sending
 from entangled.alignment import Fingerprint, Layout, Position, SampleIds, batch_digest
 from entangled.distribution import Probabilities
 from entangled.errors import AlignmentError, PredictionError, ProtocolError
@@ -25,7 +25,7 @@ class Prepared(NamedTuple):
     index: int  # pyright: ignore[reportIncompatibleMethodOverride] # nobody looks for a value in it
     digest: bytes
     shape: tuple[int, ...]
-    message: codec.FromPeer
+    message: sending.FromPeer
 
 
 class Conversation:
@@ -82,7 +82,7 @@ class Conversation:
             )
         )
 
-    def welcomed(self, welcome: pb.Welcome, run_id: str) -> Iterator[codec.FromPeer]:
+    def welcomed(self, welcome: pb.Welcome, run_id: str) -> Iterator[sending.FromPeer]:
         """What is to be said once more on a new stream, in order: what may be lost, and what is in flight.
 
         Raises:
@@ -102,7 +102,7 @@ class Conversation:
     def prepared(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> Prepared:
         """A prediction as `submitted` takes it. Changes nothing, so that any thread may do it."""
         digest = batch_digest(position, sample_ids)
-        message = codec.write_prediction(position, digest, prediction, self._encoding)
+        message = sending.write_prediction(position, digest, prediction, self._encoding)
         return Prepared(self.layout.index(position), digest, prediction.shape, message)
 
     def submitted(self, prepared: Prepared) -> None:

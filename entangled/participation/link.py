@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import grpc
 from grpc.experimental import ChannelOptions
 
-from entangled import PROTOCOL_VERSION, codec
+from entangled import PROTOCOL_VERSION, codec, sending
 from entangled.alignment import Position, SampleIds, check_order
 from entangled.credentials import NOTHING, Credentials
 from entangled.distribution import Probabilities
@@ -77,7 +77,7 @@ class Channel:
         """The coordinator has said welcome: the stream must never be idle, nor silent for long."""
         self._link = link
 
-    def send(self, message: codec.FromPeer) -> None:
+    def send(self, message: sending.FromPeer) -> None:
         """Have a message sent, after those before it; if the stream has ended, it is dropped."""
         if self.number:
             message.channel = self.number

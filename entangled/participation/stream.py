@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc._cython import cygrpc
 
-from entangled import codec, unix_sockets
+from entangled import sending, unix_sockets
 from entangled.credentials import Metadata
 from entangled.errors import EntangledError, ProtocolError, UnreachableError
 from entangled.status import from_status
@@ -48,7 +48,7 @@ class Stream:
         self.being_read = False
         """Whether somebody waits in `wait`."""
         self._why: EntangledError | None = None
-        self._outgoing: deque[codec.FromPeer] = deque()
+        self._outgoing: deque[sending.FromPeer] = deque()
         self._large = False
         """Whether what is being sent is more than a socket surely takes at once."""
         self._wide = False
@@ -94,7 +94,7 @@ class Stream:
         """Why it is over; None if the coordinator said OK."""
         return self._why
 
-    def send(self, message: codec.FromPeer) -> None:
+    def send(self, message: sending.FromPeer) -> None:
         """Have a message sent, after those before it. Onto a stream that has ended, it is dropped."""
         self.said += 1
         self._outgoing.append(message)
@@ -154,11 +154,11 @@ class Stream:
 
     def _flush(self) -> None:
         if self._outgoing and _SENT not in self._pending and _ENDED in self._pending:
-            message = codec.next_spoken(self._outgoing, codec.bundle_of_peers)
+            message = sending.next_spoken(self._outgoing, sending.bundle_of_peers)
             data = message.SerializeToString()
-            self._large = len(data) > codec.BUNDLE_BYTES
+            self._large = len(data) > sending.BUNDLE_BYTES
             self._pending.add(_SENT)
-            if not self._wide and isinstance(message, codec.Written):
+            if not self._wide and isinstance(message, sending.Written):
                 self._wide = True
                 unix_sockets.widen(self._address)
             self._call.operate((_raw.SendMessageOperation(data, _NO_FLAGS),), _SENT)

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from coordinator import doors
 from coordinator.doors import Lock
-from entangled import PROTOCOL_VERSION, certificates, codec, credentials, tokens
+from entangled import PROTOCOL_VERSION, certificates, credentials, sending, tokens
 from entangled.credentials import NOTHING, Credentials
 from entangled.errors import MembershipError, UnreachableError
 from entangled.participation.client import CoordinatorClient
@@ -124,7 +124,7 @@ def test_no_peer_speaks_as_another(coordinate: Coordinate, lock_of: LockOf, show
     a.send(on(1, join("b")))
     assert str(a.refused()).startswith("a may not speak as b")
     hidden = live.raw(shown_by(kind, "a"))
-    hidden.send(codec.bundle_of_peers([on(1, join("a")), on(2, join("b"))]))
+    hidden.send(sending.bundle_of_peers([on(1, join("a")), on(2, join("b"))]))
     assert str(hidden.refused()).startswith("a may not speak as b")
 
 

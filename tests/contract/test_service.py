@@ -10,7 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from entangled import PROTOCOL_VERSION, codec
+from entangled import PROTOCOL_VERSION, codec, sending
 from entangled.alignment import sample_order
 from entangled.distribution import soft_targets
 from entangled.errors import EntangledError, MembershipError, ProtocolError, RunFailedError
@@ -235,10 +235,10 @@ def test_predictions_that_come_together_are_repeated_like_any_other(
 
 def test_a_bundle_is_what_is_in_it(live: LiveCoordinator, settings: Experiment) -> None:
     raw = live.raw()
-    raw.send(codec.bundle_of_peers([on(1, join("a")), on(2, join("b"))]))
+    raw.send(sending.bundle_of_peers([on(1, join("a")), on(2, join("b"))]))
     for index in range(settings.layout(SAMPLES).positions):
-        raw.send(codec.bundle_of_peers([on(c, predict(settings, p, index)) for c, p in ((1, "a"), (2, "b"))]))
-    raw.send(codec.bundle_of_peers([on(1, final(settings)), on(1, pb.PeerMessage(leave=pb.Leave()))]))
+        raw.send(sending.bundle_of_peers([on(c, predict(settings, p, index)) for c, p in ((1, "a"), (2, "b"))]))
+    raw.send(sending.bundle_of_peers([on(1, final(settings)), on(1, pb.PeerMessage(leave=pb.Leave()))]))
     raw.leaves_on(2, settings)
     assert live.ended() is None
     assert [row.prediction.tobytes() for row, _ in read(live.run)][:2] == [

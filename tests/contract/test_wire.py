@@ -13,7 +13,7 @@ import pytest
 
 from coordinator import server
 from coordinator.lobby import limits
-from entangled import PROTOCOL_VERSION, codec
+from entangled import PROTOCOL_VERSION, codec, sending
 from entangled.alignment import Position, batch_digest, fingerprint
 from entangled.errors import AlignmentError, EntangledError, MembershipError, PredictionError, ProtocolError
 from entangled.exchange_log import read
@@ -220,7 +220,7 @@ MALFORMED: dict[str, tuple[Callable[[Experiment], pb.PeerMessage | bytes], type[
     ),
     "unknown of a bundle": (lambda _: nested(9), ProtocolError, "PeerBundle has fields that are not in the contract"),
     "a bundle of bundles": (
-        lambda s: codec.bundle_of_peers([codec.bundle_of_peers([predict(s, "b", 2)])]),
+        lambda s: sending.bundle_of_peers([sending.bundle_of_peers([predict(s, "b", 2)])]),
         ProtocolError,
         "a bundle of bundles",
     ),

@@ -17,7 +17,7 @@ from coordinator.service import CoordinatorService
 from coordinator.serving import AbortedError, Then
 from coordinator.session import Session
 from coordinator.stream import QUEUED
-from entangled import PROTOCOL_VERSION, codec
+from entangled import PROTOCOL_VERSION, sending
 from entangled.alignment import batch_digest
 from entangled.experiment import Experiment
 from entangled.v1 import exchange_pb2 as pb
@@ -39,7 +39,7 @@ class Context:
         self._then = then
         asyncio.get_running_loop().call_soon(self.speak)
 
-    def send(self, message: codec.ToPeer, then: Callable[[], None]) -> None:
+    def send(self, message: sending.ToPeer, then: Callable[[], None]) -> None:
         self.seen.append(pb.CoordinatorMessage.FromString(message.SerializeToString()).WhichOneof("kind"))
         self.written = then
 
