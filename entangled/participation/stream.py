@@ -161,4 +161,5 @@ class Stream:
             if not self._wide and isinstance(message, sending.Written):
                 self._wide = True
                 unix_sockets.widen(self._address)
-            self._call.operate((_raw.SendMessageOperation(data, _NO_FLAGS),), _SENT)
+            if not self._call.operate((_raw.SendMessageOperation(data, _NO_FLAGS),), _SENT):
+                self._pending.discard(_SENT)  # gRPC has given its last event, which is about to be taken in

@@ -15,9 +15,11 @@ import pytest
 
 from entangled import codec
 from entangled.alignment import Position, batch_digest
+from entangled.credentials import NOTHING
 from entangled.errors import AlignmentError, EntangledError, PredictionError, RunFailedError, UnreachableError
 from entangled.participation.client import CoordinatorClient
-from entangled.participation.link import Link
+from entangled.participation.link import OPTIONS, Link
+from entangled.participation.stream import Stream
 from entangled.v1 import exchange_pb2 as pb
 from tests.scripted import WELCOME, Script, coordinator
 from tests.support import data, experiment, prediction
@@ -51,6 +53,28 @@ def test_a_write_that_meets_the_end_of_the_stream_does_not_hide_why_it_ended(tmp
         with pytest.raises(RunFailedError, match="peer b failed: no memory left"):
             client.result(Position(0, 0))
         client.close()
+
+
+def test_what_is_sent_while_the_last_event_is_taken_in_does_not_keep_the_stream(tmp_path: Path) -> None:
+    """Another thread's message, after gRPC has given the event: there is nothing more to wait for."""
+
+    def fail(requests: Iterator[pb.PeerMessage]) -> Iterator[bytes]:
+        yield from welcoming(requests)
+        raise FAILED
+
+    address, beat = f"unix:{tmp_path}/c.sock", pb.PeerMessage(heartbeat=pb.Heartbeat())
+    with coordinator(address, experiment(), itertools.repeat(fail)), NOTHING.channel(address, OPTIONS) as channel:
+        stream, seen = Stream(channel, address, ()), list[str]()
+        stream.send(pb.PeerMessage(join=pb.Join()))
+        while not stream.over:
+            event = stream.wait()
+            seen.append(event.tag)
+            if sorted(seen) == ["begun", "came", "came", "ended", "sent"]:  # all that there will be
+                stream.send(beat)
+            stream.take(event)
+        assert len(seen) == 5
+        assert not stream.sending
+        assert str(stream.error) == str(FAILED)
 
 
 def test_guarantee_6_everything_in_flight_is_sent_again_in_order_after_a_break(tmp_path: Path) -> None:
