@@ -377,10 +377,11 @@ def entropy(p: npt.NDArray[np.floating]) -> Floats:
 
 def prediction_digest(prediction: Probabilities) -> bytes:
     """BLAKE3-128 over a prediction as little-endian float32, row by row."""
-    if prediction.dtype != _EXACT or not prediction.flags.c_contiguous:
-        prediction = np.ascontiguousarray(prediction, dtype=_EXACT)
-    # A few are copied sooner than seen as bytes.
-    data: Any = prediction.tobytes() if prediction.size <= _FEW else memoryview(prediction).cast("B")  # pyright: ignore
+    if prediction.dtype is not _EXACT:
+        prediction = prediction.astype(_EXACT)
+    if prediction.size <= _FEW:
+        return blake3(prediction.tobytes()).digest(DIGEST_SIZE)
+    data: Any = memoryview(np.ascontiguousarray(prediction)).cast("B")  # pyright: ignore[reportArgumentType]
     return blake3(data).digest(DIGEST_SIZE)
 
 
