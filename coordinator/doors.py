@@ -31,9 +31,6 @@ log = logging.getLogger(__name__)
 MOST_CHARACTERS = 128
 """Of what a process calls itself."""
 
-SPOKEN = ("prediction", "predictions")
-"""What the most messages are, in which nobody joins."""
-
 SERVICE = f"/{pb.DESCRIPTOR.services_by_name['Coordinator'].full_name}/"
 
 
@@ -232,7 +229,7 @@ class _Entering:
             self._first = asyncio.get_running_loop().create_task(self._receive_first(then))
 
     def _checked(self, message: Any) -> None:
-        if not (isinstance(message, pb.PeerMessage) and message.WhichOneof("kind") in SPOKEN):  # by far the most
+        if not (isinstance(message, pb.PeerMessage) and _is_prediction(message)):  # by far the most
             try:
                 self._check(message)
             except EntangledError as error:
@@ -256,6 +253,10 @@ class _Entering:
                 if spoken.HasField("join"):
                     check_join(self._caller, spoken.join)
                     self._joined = True
+
+
+def _is_prediction(message: pb.PeerMessage) -> bool:
+    return message.HasField("prediction") or message.HasField("predictions")
 
 
 def check_join(caller: str | None, join: pb.Join) -> None:

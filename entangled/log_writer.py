@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ _DICTIONARY = ["peer", "members.list.element", "weight", "digest", "rows", "clas
 BATCH_BYTES = 7 * 1024 * 1024
 """Of the predictions in a record batch, at least; only the last of a flush has less. With predictions of up to a
 megabyte, they come to less than `allocator.LARGEST`, so that joining them takes no new memory."""
+CACHED_ROWS = 64
+"""Rows that are taken apart together: so few that they are still in the cache."""
 _ROW_GROUP_BYTES = 16 * 1024 * 1024
 
 
@@ -72,6 +74,8 @@ class Writer:
         """Those of the rows that were appended since."""
         self._columns = _no_rows()
         """These rows, field by field."""
+        self._rows: list[Row] = []
+        """Those that came last, which are not among these yet."""
         self._bytes = 0
         """Of their predictions."""
         self._stream: AppendStream | None = None
@@ -145,20 +149,24 @@ class Writer:
         each = prediction.nbytes if prediction is not None else 0
         while rows:
             most = -(-(BATCH_BYTES - self._bytes) // each) if each else len(rows)
-            self._add(rows[:most])
+            self._rows += rows[:most]
             self._bytes += each * len(rows[:most])
             if self._bytes >= BATCH_BYTES:
                 self._write()
+            elif len(self._rows) >= CACHED_ROWS:
+                self._take_apart()
             rows = rows[most:]
 
-    def _add(self, rows: Sequence[Row]) -> None:
-        """Taken apart at once, while they are in the cache."""
-        self._links += chained(self._links[-1] if self._links else self._link, rows)
-        for column, values in zip(self._columns, zip(*rows, strict=True), strict=True):
+    def _take_apart(self) -> None:
+        self._links += chained(self._links[-1] if self._links else self._link, self._rows)
+        for column, values in zip(self._columns, zip(*self._rows, strict=True), strict=True):
             column += values
+        self._rows.clear()
 
     def _write(self) -> None:
         """Make what was added a record batch of the stream's."""
+        if self._rows:
+            self._take_apart()
         if self._links and self._stream is not None:
             self._stream.append(batch_of(self._columns, self._links))
             self._link, self._links, self._columns, self._bytes = self._links[-1], [], _no_rows(), 0
