@@ -199,12 +199,12 @@ def encoded(probabilities: Probabilities, encoding: Encoding) -> tuple[bytes, by
 
 def _tensors(message: pb.Prediction | pb.SoftTarget, peers: int) -> Sequence[Probabilities]:
     """`(rows, classes)` float32 of each peer; views of the message's bytes where that is what they hold."""
-    rows, classes, data = message.rows, message.classes, message.probabilities
-    if message.encoding == SPARSE:
+    rows, classes, data, encoding = message.rows, message.classes, message.probabilities, message.encoding
+    if encoding == SPARSE:
         if peers != 1:
             raise PredictionError("a sparse prediction is of several peers", expected="1 peer", got=f"{peers} peers")
         return (_dense(message),)
-    kind = _HALF if message.encoding == FLOAT16 else FLOAT
+    kind = _HALF if encoding == FLOAT16 else FLOAT
     if peers * rows * classes * kind.itemsize != len(data):
         shape = f"{rows} × {classes}" if peers == 1 else f"{peers} × {rows} × {classes}"
         raise PredictionError(
@@ -212,7 +212,7 @@ def _tensors(message: pb.Prediction | pb.SoftTarget, peers: int) -> Sequence[Pro
             expected=f"{shape} × {kind.itemsize} = {peers * rows * classes * kind.itemsize} bytes",
             got=f"{len(data)} bytes",
         )
-    if message.encoding == FLOAT16:
+    if encoding == FLOAT16:
         together = np.frombuffer(data, _HALF).astype(FLOAT) / FLOAT.type(HALF_SCALE)
         return list(together.reshape(peers, rows, classes))
     if peers == 1:

@@ -77,14 +77,27 @@ ToPeer = pb.CoordinatorMessage | Written
 
 
 def write_prediction(
-    position: Position, digest: bytes, probabilities: Probabilities, encoding: Encoding = FLOAT32
+    position: Position,
+    digest: bytes,
+    probabilities: Probabilities,
+    encoding: Encoding = FLOAT32,
+    *,
+    alone: bool = False,
 ) -> FromPeer:
-    """A `(rows, classes)` prediction to be sent, whatever becomes of the array: written already where it is large."""
-    if encoding == SPARSE:
-        return encode_prediction(position, digest, probabilities, encoding)
+    """A `(rows, classes)` prediction to be sent, whatever becomes of the array: written already where it is large.
+
+    Args:
+        position: of the batch.
+        digest: of the batch.
+        probabilities: float32.
+        encoding: the experiment's.
+        alone: nobody else speaks on the stream, with whose predictions it could go.
+    """
     if encoding == FLOAT32 and probabilities.nbytes >= LARGE_BYTES:
         message = pb.Prediction(epoch=position.epoch, step=position.step, batch_digest=digest)
         return _write(pb.PeerMessage, "prediction", message, probabilities)
+    if alone or encoding == SPARSE:
+        return encode_prediction(position, digest, probabilities, encoding)
     return Unwritten((position, digest, probabilities.shape, encoding), encoded(probabilities, encoding)[0])
 
 

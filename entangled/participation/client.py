@@ -56,7 +56,7 @@ class CoordinatorClient(Exchange):
         self.address = address
         self._own = link is None
         self._link = link or Link(address, connect_seconds, credentials)
-        self._conversation = Conversation(peer)
+        self._conversation = Conversation(peer, alone=not self._link.several)
         self._channel: Channel | None = None
         self._broken: EntangledError | None = None
         """Why the channel that was to be joined has ended."""
@@ -109,7 +109,8 @@ class CoordinatorClient(Exchange):
     def submit(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> None:
         """See `seam.Exchange.submit`."""
         conversation = self._conversation
-        conversation.check_begun("prediction")
+        if not self._joined:
+            conversation.check_begun("prediction")
         prepared = conversation.prepared(position, sample_ids, prediction)
         with self._link.lock:
             conversation.submitted(prepared)
@@ -117,15 +118,15 @@ class CoordinatorClient(Exchange):
                 self._channel.send(prepared.message)
         if conversation.decided:
             self._link.push()  # what is asked for next may be here already, and this not yet on its way
-        self._raise()
+        if self._error is not None:
+            raise self._error
 
     def result(self, position: Position) -> SoftTarget:
         """See `seam.Exchange.result`."""
         answers, index = self._conversation.answers, self._conversation.layout.index(position)
         if index not in answers:
-            with self._link.lock:
-                self._conversation.check_asked(position)
-            self._until(lambda: index in answers, f" {position}")
+            self._conversation.check_asked(index)
+            self._until(lambda: index in answers, position)
         return answers.pop(index)
 
     def settle(self, complete: int) -> None:
@@ -174,10 +175,7 @@ class CoordinatorClient(Exchange):
 
     def arrived(self, message: pb.CoordinatorMessage) -> None:
         """See `link.Speaker`."""
-        try:
-            self._conversation.heard(message)
-        except EntangledError as error:
-            self._error = error
+        self._conversation.heard(message)
 
     def answered(self, position: Position, digest: bytes, weight: float, probabilities: Probabilities) -> None:
         """See `link.Speaker`."""
@@ -209,13 +207,18 @@ class CoordinatorClient(Exchange):
         if self._error is not None:
             raise self._error
 
-    def _until(self, done: Callable[[], bool], what: str = "") -> None:
+    def _until(self, done: Callable[[], bool], answered: Position | None = None) -> None:
         """Wait until `done`, which what comes may change, and join again where that is needed.
+
+        Args:
+            done: is called with the link's lock held.
+            answered: for the message, the position whose answer is waited for.
 
         Raises:
             UnreachableError: patience is at its end.
         """
-        self._conversation.check_begun("nothing")
+        if not self._joined:
+            self._conversation.check_begun("nothing")
         give_up = time.monotonic() + self._link.patience
         while True:
             self._link.wait(lambda: done() or self._channel is None or self._error is not None, give_up)
@@ -225,11 +228,12 @@ class CoordinatorClient(Exchange):
             if self._closed or self._left:
                 raise UnreachableError("this peer has left")
             if time.monotonic() >= give_up:
-                raise self._silent(what)
+                raise self._silent(answered)
             if self._channel is None:
                 self._join_again()
 
-    def _silent(self, what: str = "") -> UnreachableError:
+    def _silent(self, answered: Position | None = None) -> UnreachableError:
+        what = f" {answered}" if answered is not None else ""
         gone = f"the coordinator at {self.address} does not answer{what} any more"
         return UnreachableError(f"{gone}; go on by the same command when it does")
 

@@ -33,10 +33,11 @@ class Conversation:
 
     Args:
         peer: its name in the experiment.
+        alone: whether no other peer speaks on its streams.
     """
 
-    def __init__(self, peer: str) -> None:
-        self._peer = peer
+    def __init__(self, peer: str, *, alone: bool = True) -> None:
+        self._peer, self._alone = peer, alone
         self._instance = uuid.uuid4().hex
         self._fingerprint: Fingerprint | None = None
         self._encoding = codec.FLOAT32
@@ -102,7 +103,7 @@ class Conversation:
     def prepared(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> Prepared:
         """A prediction as `submitted` takes it. Changes nothing, so that any thread may do it."""
         digest = batch_digest(position, sample_ids)
-        message = sending.write_prediction(position, digest, prediction, self._encoding)
+        message = sending.write_prediction(position, digest, prediction, self._encoding, alone=self._alone)
         return Prepared(self.layout.index(position), digest, prediction.shape, message)
 
     def submitted(self, prepared: Prepared) -> None:
@@ -126,22 +127,15 @@ class Conversation:
         """Every position before this index must be on disk before this peer may go; 0 if all are that it knows of."""
         return self._unsettled[-1].index + 1 if self._unsettled else 0
 
-    def check_asked(self, position: Position) -> None:
-        """Raise ProtocolError if no answer for `position` is here or to come."""
-        index = self.layout.index(position)
-        if index not in self.answers and index not in self._in_flight:
+    def check_asked(self, index: int) -> None:
+        """Raise ProtocolError if no answer for the position at `index` is here or to come; for any thread."""
+        if index not in self._in_flight and index not in self.answers:
+            position = self.layout.position(index)
             raise ProtocolError(f"no prediction was submitted for {position}, or its result has been given already")
 
     def heard(self, message: pb.CoordinatorMessage) -> None:
-        """Take in what has come.
-
-        Raises:
-            AlignmentError: it answers another batch.
-            PredictionError: an answer is no soft target.
-        """
+        """Take in what has come, but for answers."""
         match message.WhichOneof("kind"):
-            case "soft_target":
-                self.answered(*codec.decode_soft_target(message.soft_target))
             case "durable":
                 self.durable = message.durable.complete
                 while self._unsettled and self._unsettled[0].index < self.durable:
@@ -189,6 +183,6 @@ class Conversation:
                 expected=f"{' × '.join(map(str, asked.shape))} probabilities, and a finite λ",
                 got=f"{' × '.join(map(str, probabilities.shape))}, λ {weight}",
             )
+        self.answers[index] = SoftTarget(probabilities, weight)  # first, or another thread would find it nowhere
         del self._in_flight[index]
         self._unsettled.append(asked)
-        self.answers[index] = SoftTarget(probabilities, weight)

@@ -129,7 +129,7 @@ class Link:
         self.address = address
         self.lock = threading.Lock()
         self._credentials = credentials
-        self._several = several
+        self.several = several
         self._grpc = credentials.channel(address, OPTIONS)
         self._stub: Any = CoordinatorStub(self._grpc)
         self._stream: Stream | None = None
@@ -150,6 +150,8 @@ class Link:
         except BaseException:
             self._grpc.close()
             raise
+        self.patience = self.experiment.exchange.patience + ROUND_TRIP_SECONDS
+        """Seconds after which the coordinator itself must have said that somebody was waited for too long."""
         self._watcher = threading.Thread(target=self._watch, name=f"link to {address}", daemon=True)
         self._watcher.start()
 
@@ -182,11 +184,6 @@ class Link:
         """Whether it is of no use any more."""
         return self._closed.is_set()
 
-    @property
-    def patience(self) -> float:
-        """Seconds after which the coordinator itself must have said that somebody was waited for too long."""
-        return self.experiment.exchange.patience + ROUND_TRIP_SECONDS
-
     # ---- what may be asked
 
     def agree(self, peer: str, sample_ids: SampleIds) -> SampleIds:
@@ -211,7 +208,7 @@ class Link:
             if order is None:
                 order = self._again(ask)
                 check_order(order, samples)
-            if self._several:
+            if self.several:
                 self._orders = {e: o for e, o in self._orders.items() if e >= epoch - 1} | {epoch: order}
             return order
 
@@ -253,12 +250,12 @@ class Link:
 
     def speak(self, speaker: Speaker) -> Channel:
         """A channel for `speaker`, which is to join on it; on a new stream, if none is there or only one can speak."""
-        if self._stream is not None and not self._several:
+        if self._stream is not None and not self.several:
             self._abandon(self._stream, UnreachableError("its stream was left"))
         if self._stream is None:
             self._stream = Stream(self._grpc, self.address, self._credentials.metadata)
             self._channels, self._last_number = {}, 0
-        if self._several:
+        if self.several:
             self._last_number += 1
         channel = Channel(self, self._stream, self._last_number, speaker)
         self._channels[channel.number] = channel
@@ -268,7 +265,7 @@ class Link:
         """Let a peer go without a goodbye. The coordinator knows who is there by who is on a stream."""
         if channel.stream is self._stream and channel.number in self._channels:
             del self._channels[channel.number]
-            why = "another peer of this process has left its stream" if self._several else "its stream was left"
+            why = "another peer of this process has left its stream" if self.several else "its stream was left"
             self._abandon(channel.stream, UnreachableError(why))
 
     def wait(self, done: Callable[[], bool], give_up: float) -> None:
@@ -282,12 +279,15 @@ class Link:
         with self.lock:
             try:
                 while not done() and self._stream is not None and time.monotonic() < give_up:
-                    if self._stream.being_read:
+                    stream = self._stream
+                    if stream.being_read:
                         self._let_read(done, give_up)
-                    else:
-                        self._read(self._stream, give_up)
+                        continue
+                    while not self._read(stream, give_up) and stream is self._stream:
+                        pass
             finally:
-                self._hand_over()
+                if self._waiters:
+                    self._hand_over()
 
     def push(self) -> None:
         """See that what was sent is on its way, where nobody reads who would."""
@@ -302,8 +302,8 @@ class Link:
         finally:
             self._hand_over()
 
-    def _read(self, stream: Stream, give_up: float) -> None:
-        """Wait for one event of the stream, and take it in."""
+    def _read(self, stream: Stream, give_up: float) -> bool:
+        """Wait for one event of the stream, and take it in; whether anything may be different for those who wait."""
         stream.being_read, self._late = True, give_up
         self.lock.release()
         try:
@@ -314,14 +314,19 @@ class Link:
             if stream.over:  # an exception has come in between, maybe while gRPC's channel was locked
                 self._renew(stream, "its stream was left")
         message = stream.take(event)
+        if message is None and not stream.over:
+            return False
         if message is not None and stream is self._stream:
-            for spoken in message.bundle.messages if message.HasField("bundle") else (message,):
-                self._arrived(spoken)
+            try:
+                self._arrived(message)
+            except PredictionError as error:
+                self._abandon(stream, error)
         if stream.over:
             self._ended(stream, stream.error)
         for waiter in self._waiters:
             if waiter.done():
                 waiter.called.put(None)
+        return True
 
     def _let_read(self, done: Callable[[], bool], give_up: float) -> None:
         """Wait while another thread reads."""
@@ -342,31 +347,29 @@ class Link:
             self._waiters[0].called.put(None)
 
     def _arrived(self, message: pb.CoordinatorMessage) -> None:
-        if message.HasField("soft_targets"):
-            self._answered(message.soft_targets)
-            return
-        channel = self._channels.get(message.channel)
-        if channel is None:
-            return  # it has ended
-        if not message.HasField("ended"):
-            channel.speaker.arrived(message)
-            return
-        del self._channels[channel.number]
-        refused = message.ended.HasField("refusal")
-        channel.speaker.ended(from_refusal(message.ended.refusal) if refused else None)
-
-    def _answered(self, message: pb.SoftTargets) -> None:
-        """Soft targets of several peers have come as one message."""
-        channels = [self._channels.get(number) for number in message.channels]
-        try:
-            position, digest, weight, targets = codec.decode_soft_targets(message)
-        except PredictionError as error:
-            if self._stream is not None:
-                self._abandon(self._stream, error)
-            return
-        for channel, target in zip(channels, targets, strict=True):
-            if channel is not None:  # it has not ended
-                channel.speaker.answered(position, digest, weight, target)
+        """Take in a message of the stream's; PredictionError if it brings what is no soft target."""
+        match message.WhichOneof("kind"):
+            case "soft_target":
+                answer, channel = codec.decode_soft_target(message.soft_target), self._channels.get(message.channel)
+                if channel is not None:  # it has not ended
+                    channel.speaker.answered(*answer)
+            case "soft_targets":
+                position, digest, weight, targets = codec.decode_soft_targets(message.soft_targets)
+                for number, target in zip(message.soft_targets.channels, targets, strict=True):
+                    channel = self._channels.get(number)
+                    if channel is not None:
+                        channel.speaker.answered(position, digest, weight, target)
+            case "bundle":
+                for spoken in message.bundle.messages:
+                    self._arrived(spoken)
+            case kind:
+                channel = self._channels.get(message.channel)
+                if channel is not None and kind != "ended":
+                    channel.speaker.arrived(message)
+                elif channel is not None:
+                    del self._channels[channel.number]
+                    refused = message.ended.HasField("refusal")
+                    channel.speaker.ended(from_refusal(message.ended.refusal) if refused else None)
 
     def _ended(self, stream: Stream, error: EntangledError | None) -> None:
         if stream is not self._stream:

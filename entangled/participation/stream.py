@@ -97,8 +97,10 @@ class Stream:
     def send(self, message: sending.FromPeer) -> None:
         """Have a message sent, after those before it. Onto a stream that has ended, it is dropped."""
         self.said += 1
-        self._outgoing.append(message)
-        self._flush()
+        if self._outgoing or _SENT in self._pending:
+            self._outgoing.append(message)
+        else:
+            self._hand_over(message)
 
     def wait(self) -> Any:
         """Wait for the next event, for `take`; one caller at a time. Meanwhile others may send and cancel.
@@ -117,13 +119,15 @@ class Stream:
 
     def take(self, event: Any) -> pb.CoordinatorMessage | None:
         """Take in what `wait` gave; the message, if it is one."""
-        if event.tag == _CAME:
+        tag = event.tag
+        if tag == _CAME:
             self._asked = False
             return self._came(event.batch_operations[0].message())
-        self._pending.discard(event.tag)
-        if event.tag == _SENT:
-            self._flush()
-        elif event.tag == _ENDED:
+        self._pending.discard(tag)
+        if tag == _SENT:
+            if self._outgoing:
+                self._hand_over(sending.next_spoken(self._outgoing, sending.bundle_of_peers))
+        elif tag == _ENDED:
             if not self._asked:
                 self._pending.discard(_CAME)
             (status,) = event.batch_operations
@@ -152,14 +156,14 @@ class Stream:
         self.heard += 1
         return message
 
-    def _flush(self) -> None:
-        if self._outgoing and _SENT not in self._pending and _ENDED in self._pending:
-            message = sending.next_spoken(self._outgoing, sending.bundle_of_peers)
-            data = message.SerializeToString()
-            self._large = len(data) > sending.BUNDLE_BYTES
-            self._pending.add(_SENT)
-            if not self._wide and isinstance(message, sending.Written):
-                self._wide = True
-                unix_sockets.widen(self._address)
-            if not self._call.operate((_raw.SendMessageOperation(data, _NO_FLAGS),), _SENT):
-                self._pending.discard(_SENT)  # gRPC has given its last event, which is about to be taken in
+    def _hand_over(self, message: sending.FromPeer) -> None:
+        if _ENDED not in self._pending:
+            return
+        data = message.SerializeToString()
+        self._large = len(data) > sending.BUNDLE_BYTES
+        if self._large and not self._wide:
+            self._wide = True
+            unix_sockets.widen(self._address)
+        self._pending.add(_SENT)
+        if not self._call.operate((_raw.SendMessageOperation(data, _NO_FLAGS),), _SENT):
+            self._pending.discard(_SENT)  # gRPC has given its last event, which is about to be taken in
