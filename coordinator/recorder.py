@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from coordinator.events import Exchange
 from entangled import faults
-from entangled.distribution import prediction_digest, statistics
-from entangled.exchange_log import Row, genesis
+from entangled.distribution import prediction_digests, statistics
+from entangled.exchange_log import genesis
 from entangled.experiment import Experiment
 from entangled.experiment_file import dumps
+from entangled.log_entry import Entry
 from entangled.log_writer import Writer
 
 GATHER_SECONDS = 0.05
@@ -139,28 +140,27 @@ class Recorder:
 
     def _append(self, exchange: Exchange, measured: npt.NDArray[np.float32] | None) -> None:
         position, index, sample_ids, digest, weight, arrivals, staleness, completed = exchange
-        members = tuple(arrivals)
-        rows = [
-            Row(
+        predictions, received_at, sizes, times = zip(*arrivals.values(), strict=True)
+        peers = tuple(arrivals)
+        self._writer.add(
+            Entry(
                 position,
                 index,
-                peer,
-                members,
+                peers,
                 weight,
                 sample_ids,
                 digest,
-                probabilities.shape,
-                probabilities,
-                None if measured is None else prediction_digest(probabilities),
-                None if measured is None else measured[place],
+                predictions[0].shape,
                 staleness,
+                peers,
+                predictions,
+                None if measured is None else prediction_digests(predictions),
+                measured,
                 received_at,
-                round((completed - at) * 1e6),
-                size,
+                [round((completed - at) * 1e6) for at in times],
+                sizes,
             )
-            for place, (peer, (probabilities, received_at, size, at)) in enumerate(arrivals.items())
-        ]
-        self._writer.append(*rows)
+        )
 
 
 def _statistics(exchanges: Sequence[Exchange], experiment: Experiment) -> Iterator[npt.NDArray[np.float32]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -383,6 +383,20 @@ def prediction_digest(prediction: Probabilities) -> bytes:
         return blake3(prediction.tobytes()).digest(DIGEST_SIZE)
     data: Any = memoryview(np.ascontiguousarray(prediction)).cast("B")  # pyright: ignore[reportArgumentType]
     return blake3(data).digest(DIGEST_SIZE)
+
+
+def prediction_digests(several: Iterable[Probabilities]) -> list[bytes]:
+    """`prediction_digest` of each, in less time than one by one."""
+    found: list[bytes] = []
+    hasher = blake3()
+    for prediction in several:
+        if prediction.size > _FEW or prediction.dtype is not _EXACT:
+            found.append(prediction_digest(prediction))
+            continue
+        hasher.reset()
+        hasher.update(prediction.tobytes())
+        found.append(hasher.digest(DIGEST_SIZE))
+    return found
 
 
 def statistics(predictions: npt.NDArray[np.float32], combination: Combination = MEAN) -> npt.NDArray[np.float32]:

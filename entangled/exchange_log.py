@@ -15,9 +15,9 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -65,11 +65,8 @@ SCHEMA = pa.schema(
 
 _BATCH_BYTES = 4 * 1024 * 1024
 """What a Parquet file is read in."""
-_LARGE = 128 * 1024
-"""Values in a column of lists from which on joining them had better let other threads work meanwhile."""
 _NUMBERS = struct.Struct("<iiqfiiiqqiii").pack
 """What the chain takes in of numbers and lengths."""
-_HASH = hashlib.blake2b(digest_size=DIGEST_SIZE)
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
@@ -122,30 +119,24 @@ def digest_of(row: Row) -> bytes:
 
 def chain(previous: bytes, row: Row) -> bytes:
     """BLAKE2b-128 over the previous row's chain and every column of `row`; of its prediction, over the digest."""
-    return chained(previous, (row,))[0]
-
-
-def chained(previous: bytes, rows: Iterable[Row]) -> list[bytes]:
-    """`chain` of each of some rows that follow one another; those of an exchange share some of the work."""
-    found: list[bytes] = []
-    seen_ids = seen_members = None
-    ids = listed = b""
-    for row in rows:
-        # Unpacked at once, with a hash that is copied: this runs for every row of a run.
-        position, index, name, members, weight, sample_ids, digest, shape, prediction, known, measured, *rest = row
-        if sample_ids is not seen_ids:
-            seen_ids, ids = sample_ids, sample_ids.astype("<i8", copy=False).tobytes()
-        if members is not seen_members:
-            seen_members, listed = members, ",".join(members).encode()  # no name has a comma
-        peer = name.encode()
-        numbers = _NUMBERS(*position, index, weight, *shape, *rest, len(peer), len(listed))
-        known = known or (digest_of(row) if prediction is None else prediction_digest(prediction))
-        statistics = b"" if measured is None else measured.astype("<f4").tobytes()
-        link = _HASH.copy()
-        link.update(b"".join((previous, numbers, peer, listed, digest, ids, known, statistics)))
-        previous = link.digest()
-        found.append(previous)
-    return found
+    peer, members = row.peer.encode(), ",".join(row.members).encode()  # no name has a comma
+    numbers = _NUMBERS(
+        *row.position,
+        row.index,
+        row.weight,
+        *row.shape,
+        row.staleness,
+        row.received_at,
+        row.wait_us,
+        row.bytes,
+        len(peer),
+        len(members),
+    )
+    ids = row.sample_ids.astype("<i8", copy=False).tobytes()
+    statistics = b"" if row.statistics is None else row.statistics.astype("<f4").tobytes()
+    link = hashlib.blake2b(previous, digest_size=DIGEST_SIZE)
+    link.update(b"".join((numbers, peer, members, row.digest, ids, digest_of(row), statistics)))
+    return link.digest()
 
 
 def folder(run: Path) -> Path:
@@ -161,74 +152,6 @@ def stream_path(run: Path, epoch: int) -> Path:
 def partition_path(run: Path, epoch: int) -> Path:
     """The Parquet file of a finished epoch."""
     return folder(run) / f"epoch={epoch:04d}" / "part-0.parquet"
-
-
-def to_batch(rows: Sequence[Row], links: Sequence[bytes]) -> pa.RecordBatch:
-    """Rows and their chain values as one record batch of `SCHEMA`."""
-    return batch_of(list(zip(*rows, strict=True)), links)
-
-
-def batch_of(columns: Sequence[Sequence[Any]], links: Sequence[bytes]) -> pa.RecordBatch:
-    """The same of the fields of a `Row`, each of all rows."""
-    positions, index, peer, members, weight, ids, digest, shapes, predictions, *rest = columns
-    prediction_digests, measured, staleness, received_at, wait_us, size = rest
-    nothing = np.empty(0, np.float32)
-    arrays = [
-        [step for _, step in positions],
-        index,
-        peer,
-        _members(members),
-        weight,
-        _lists(ids, pa.int64()),
-        digest,
-        *zip(*shapes, strict=True),
-        _lists([nothing if p is None else p for p in predictions], pa.float32()),
-        prediction_digests,
-        *_columns(measured),
-        staleness,
-        received_at,
-        wait_us,
-        size,
-        links,
-    ]
-    arrays = [a if isinstance(a, pa.Array) else pa.array(a, f.type) for a, f in zip(arrays, SCHEMA, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
-
-
-def _lists(arrays: Sequence[npt.NDArray[Any]], item: pa.DataType) -> pa.Array:
-    """A column of lists, of arrays of `item`; a single one is not copied."""
-    offsets = np.zeros(len(arrays) + 1, np.int32)
-    np.cumsum([a.size for a in arrays], out=offsets[1:])
-    kind = np.dtype(item.to_pandas_dtype())
-    exact = [a if a.dtype == kind and a.flags.c_contiguous else np.ascontiguousarray(a, kind) for a in arrays]
-    joined: Any
-    if len(exact) == 1:
-        joined = exact[0]
-    elif offsets[-1] >= _LARGE:
-        joined = np.concatenate([a.reshape(-1) for a in exact])
-    else:
-        joined = b"".join(exact)  # pyright: ignore[reportArgumentType] # buffers
-    values = pa.Array.from_buffers(item, int(offsets[-1]), [None, pa.py_buffer(joined)])
-    return pa.ListArray.from_arrays(offsets, values, type=_list(item))
-
-
-def _members(members: Sequence[tuple[str, ...]]) -> pa.Array:
-    """The members' column. Rows of one exchange share a tuple: 1,000 peers would make a million names of it."""
-    distinct: list[tuple[str, ...]] = []
-    places: list[int] = []
-    for names in members:
-        if not distinct or names is not distinct[-1]:
-            distinct.append(names)
-        places.append(len(distinct) - 1)
-    return pa.array(distinct, SCHEMA.field("members").type).take(pa.array(places, pa.int32()))
-
-
-def _columns(statistics: Sequence[npt.NDArray[np.float32] | None]) -> Sequence[Any]:
-    """The statistics' columns, of rows of which some may have none."""
-    if all(s is None for s in statistics):
-        return [pa.nulls(len(statistics), pa.float32())] * len(STATISTICS)
-    nothing = [None] * len(STATISTICS)
-    return list(zip(*(nothing if s is None else s.tolist() for s in statistics), strict=True))
 
 
 def from_batch(batch: pa.RecordBatch, epoch: int) -> Iterator[tuple[Row, bytes]]:

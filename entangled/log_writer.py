@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,9 +14,7 @@ from entangled.errors import FormatError, LogError
 from entangled.exchange_log import (
     SCHEMA,
     Row,
-    batch_of,
     chain,
-    chained,
     check_format,
     folder,
     from_batch,
@@ -25,8 +22,8 @@ from entangled.exchange_log import (
     partitions,
     read_batches,
     stream_path,
-    to_batch,
 )
+from entangled.log_entry import Entry, batch_of, chained, entries_of, to_batch
 
 # Encodings that shrink the bookkeeping columns before compression; predictions are stored plain.
 _THINNED = "entangled.thinned"
@@ -37,7 +34,7 @@ BATCH_BYTES = 7 * 1024 * 1024
 """Of the predictions in a record batch, at least; only the last of a flush has less. With predictions of up to a
 megabyte, they come to less than `allocator.LARGEST`, so that joining them takes no new memory."""
 CACHED_ROWS = 64
-"""Rows that are taken apart together: so few that they are still in the cache."""
+"""Rows whose chain values are computed together: so few that they are still in the cache."""
 _ROW_GROUP_BYTES = 16 * 1024 * 1024
 
 
@@ -71,13 +68,13 @@ class Writer:
         self._link = start
         """The chain value of the last row that was written, on disk or not."""
         self._links: list[bytes] = []
-        """Those of the rows that were appended since."""
-        self._columns = _no_rows()
-        """These rows, field by field."""
-        self._rows: list[Row] = []
-        """Those that came last, which are not among these yet."""
-        self._bytes = 0
-        """Of their predictions."""
+        """Those of the rows that were added since."""
+        self._entries: list[Entry] = []
+        """These rows."""
+        self._unlinked: list[Entry] = []
+        """Rows that came after them, whose chain values are not known yet."""
+        self._rows = self._bytes = 0
+        """How many rows these are, and the bytes of the predictions of all."""
         self._stream: AppendStream | None = None
         self._resume()
 
@@ -138,38 +135,52 @@ class Writer:
         atomic.sync(path.parent)
 
     def append(self, *rows: Row) -> None:
-        """Add rows of one exchange, or some of them; epochs must come in order. A new epoch finishes the one before."""
-        if rows[0].position.epoch != self._epoch:
+        """Add rows, in order; epochs must come in order. A new epoch finishes the one before."""
+        for entry in entries_of(rows):
+            self.add(entry)
+
+    def add(self, entry: Entry) -> None:
+        """Add the rows of one exchange, or some of them; epochs must come in order, and a new one finishes the last."""
+        if entry.position.epoch != self._epoch:
             self.finish_epoch()
-            self._epoch = rows[0].position.epoch
+            self._epoch = entry.position.epoch
             path = stream_path(self._run, self._epoch)
             self._stream = AppendStream(path, SCHEMA)
             atomic.sync(path.parent)
-        prediction = rows[0].prediction
+        prediction, rows = entry.predictions[0], len(entry.peers)
         each = prediction.nbytes if prediction is not None else 0
-        while rows:
-            most = -(-(BATCH_BYTES - self._bytes) // each) if each else len(rows)
-            self._rows += rows[:most]
-            self._bytes += each * len(rows[:most])
+        if self._bytes + each * rows < BATCH_BYTES:
+            self._take(entry, rows, each)
+            return
+        begin = 0
+        while begin < rows:
+            end = min(rows, begin - (self._bytes - BATCH_BYTES) // (each or 1))
+            self._take(entry.part(begin, end), end - begin, each)
             if self._bytes >= BATCH_BYTES:
                 self._write()
-            elif len(self._rows) >= CACHED_ROWS:
-                self._take_apart()
-            rows = rows[most:]
+            begin = end
 
-    def _take_apart(self) -> None:
-        self._links += chained(self._links[-1] if self._links else self._link, self._rows)
-        for column, values in zip(self._columns, zip(*self._rows, strict=True), strict=True):
-            column += values
-        self._rows.clear()
+    def _take(self, entry: Entry, rows: int, each: int) -> None:
+        self._unlinked.append(entry)
+        self._rows += rows
+        self._bytes += rows * each
+        if self._rows >= CACHED_ROWS:
+            self._chain_on()
+
+    def _chain_on(self) -> None:
+        self._links += chained(self._links[-1] if self._links else self._link, self._unlinked)
+        self._entries += self._unlinked
+        self._unlinked.clear()
+        self._rows = 0
 
     def _write(self) -> None:
         """Make what was added a record batch of the stream's."""
-        if self._rows:
-            self._take_apart()
+        if self._unlinked:
+            self._chain_on()
         if self._links and self._stream is not None:
-            self._stream.append(batch_of(self._columns, self._links))
-            self._link, self._links, self._columns, self._bytes = self._links[-1], [], _no_rows(), 0
+            self._stream.append(batch_of(self._entries, self._links))
+            self._link, self._links, self._bytes = self._links[-1], [], 0
+            self._entries.clear()
 
     def flush(self) -> None:
         """Put every appended row on disk."""
@@ -215,10 +226,6 @@ class Writer:
         if self._stream is not None:
             self._stream.close()
         self._stream = None
-
-
-def _no_rows() -> list[list[Any]]:
-    return [[] for _ in Row._fields]
 
 
 def _end(file: pq.ParquetFile) -> int:

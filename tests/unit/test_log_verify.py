@@ -14,9 +14,10 @@ import pytest
 
 from entangled.alignment import Position
 from entangled.distribution import STATISTICS, prediction_digest
-from entangled.exchange_log import chain, from_batch, genesis, partition_path, read, stream_path, to_batch
+from entangled.exchange_log import chain, from_batch, genesis, partition_path, read, stream_path
 from entangled.log.reader import open_run
 from entangled.log.verify import Fault, Verdict, verify
+from entangled.log_entry import to_batch
 from tests import logs
 from tests.damage import Rows, flip, put_together, take_apart
 from tests.support import said_the_same
