@@ -46,7 +46,7 @@ from coordinator.memory import Memory
 from coordinator.roster import Member, Roster
 from entangled import membership
 from entangled.alignment import Fingerprint, Layout, Position, SampleIds
-from entangled.distribution import Combination, soft_targets
+from entangled.distribution import Combination, Probabilities, soft_targets
 from entangled.errors import (
     AlignmentError,
     EntangledError,
@@ -300,7 +300,7 @@ class Session:
 
     def _prediction(self, event: PredictionArrived, now: float) -> list[Effect]:
         """Take in predictions for one batch: all are checked before anything changes."""
-        connections, position, digest, probabilities, _, _ = event
+        connections, position, digest, probabilities, sizes, received_at = event
         members = list(map(self._roster.at, connections))
         layout, batches, classes = self._run()
         index = self._check_position(members, position, layout)
@@ -313,27 +313,21 @@ class Session:
             )
         check_predictions(members, position, probabilities, layout.rows(position.step), classes)
         effects: list[Effect] = []
+        again = index < self.complete
+        pending = {} if again else self._pending.setdefault(index, {})
         for place, member in enumerate(members):
-            self._accept(member, event, place, index, now, effects)
+            if index > member.reached:
+                member.reached, member.position = index, position
+                if again:
+                    self._progressed_at = now  # it catches up, and is waited for as long as it gets on
+            if not member.expected and self._roster.catch_up(member, index, self.complete):
+                effects.append(Warn(f"peer {member.name} has caught up: it is expected again"))
+            arrival = Arrival(probabilities[place], received_at, sizes[place], now)
+            if again:
+                effects += self._answer_again(connections[place], member, event, index, arrival)
+            elif (first := pending.setdefault(member.name, arrival)) is not arrival:
+                effects += self._warn_if_differs(member, position, arrival, first)
         return self._finish_exchanges(effects, now)
-
-    def _accept(
-        self, member: Member, event: PredictionArrived, place: int, index: int, now: float, effects: list[Effect]
-    ) -> None:
-        """Take in the prediction at one place of the event, and add to `effects` what follows."""
-        if index > member.reached:
-            member.reached, member.position = index, event.position
-            if index < self.complete:
-                self._progressed_at = now  # it catches up, and is waited for as long as it gets on
-        if not member.expected and self._roster.catch_up(member, index, self.complete):
-            effects.append(Warn(f"peer {member.name} has caught up: it is expected again"))
-        arrival = Arrival(event.probabilities[place], event.received_at, event.sizes[place], now)
-        if index < self.complete:
-            effects += self._answer_again(event.connections[place], member, event, index, arrival)
-            return
-        first = self._pending.setdefault(index, {}).setdefault(member.name, arrival)
-        if first is not arrival:
-            effects += self._warn_if_differs(member, event.position, arrival, first)
 
     def _check_position(self, members: list[Member], position: Position, layout: Layout) -> int:
         if position.epoch >= layout.epochs or position.step >= layout.steps_per_epoch:
@@ -392,12 +386,13 @@ class Session:
         weight = self.weight if len(arrivals) > 1 else 0.0
         exchange = Exchange(position, index, sample_ids, digest, weight, arrivals, min(self.lookahead or 0, index), now)
         self.complete = index + 1
-        answer = Answer([], position, digest, weight, [])
+        members, connections, answered = self.members, list[int](), list[Probabilities]()
         for name, target in zip(arrivals, targets, strict=True):
-            connection = self.members[name].connection
+            connection = members[name].connection
             if connection is not None:
-                answer.connections.append(connection)
-                answer.probabilities.append(target)
+                connections.append(connection)
+                answered.append(target)
+        answer = Answer(connections, position, digest, weight, answered)
         effects += self._memory.add(exchange, answer)
         effects.append(Record(exchange))
 
@@ -464,9 +459,11 @@ class Session:
         return self.layout is not None and self.complete == self.layout.positions
 
     def _weight(self, position: Position) -> float:
+        epoch, known = self._epoch_weight
+        if epoch == position.epoch:
+            return known
         schedule, (layout, _, _) = self.experiment.exchange.weight, self._run()
-        if isinstance(schedule, Constant) or schedule.per == "step":
-            return float(np.float32(weight_at(schedule, position, layout)))
-        if self._epoch_weight[0] != position.epoch:
-            self._epoch_weight = position.epoch, float(np.float32(weight_at(schedule, position, layout)))
-        return self._epoch_weight[1]
+        weight = float(np.float32(weight_at(schedule, position, layout)))
+        if isinstance(schedule, Constant) or schedule.per == "epoch":
+            self._epoch_weight = position.epoch, weight
+        return weight

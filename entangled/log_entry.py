@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain as concatenated
-from itertools import groupby, islice, repeat
+from itertools import chain, groupby, islice, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ _LARGE = 128 * 1024
 """Values in a column of lists from which on joining them had better let other threads work meanwhile."""
 _SHARED, _OF_ROW = struct.Struct("<iiqfiii").pack, struct.Struct("<qqiii").pack
 """What the chain takes in of numbers and lengths."""
+from_each = chain.from_iterable
 _HASH = hashlib.blake2b(digest_size=DIGEST_SIZE)
 
 
@@ -145,33 +145,30 @@ def batch_of(entries: Sequence[Entry], links: Sequence[bytes]) -> pa.RecordBatch
     """The same of entries."""
     positions, index, members, weight, ids, digest, shapes, staleness, *by_row = zip(*entries, strict=True)
     peers, predictions, digests, statistics, received_at, wait_us, sizes = by_row
-    counts = np.fromiter(map(len, peers), np.int64, len(peers))
+    each = list(map(len, peers))
+    counts = np.array(each)
     rows, classes = zip(*shapes, strict=True)
 
     def repeated(values: Sequence[float], kind: type[np.generic]) -> npt.NDArray[Any]:
         return np.repeat(np.array(values, kind), counts)
 
-    def joined(values: Iterable[Iterable[Any]]) -> list[Any]:
-        return list(concatenated.from_iterable(values))
-
-    lengths = np.repeat(np.fromiter(map(len, ids), np.int64, len(ids)), counts)
     columns: dict[str, Any] = {
         "step": repeated([step for _, step in positions], np.int32),
         "index": repeated(index, np.int64),
-        "peer": joined(peers),
+        "peer": list(from_each(peers)),
         "members": _members(members, counts),
         "weight": repeated(weight, np.float32),
-        "sample_ids": _lists(lengths, [i for one, n in zip(ids, counts, strict=True) for i in [one] * n], pa.int64()),
-        "digest": _fixed([one * n for one, n in zip(digest, counts.tolist(), strict=True)]),
+        "sample_ids": _sample_ids(ids, each),
+        "digest": _fixed([one * n for one, n in zip(digest, each, strict=True)]),
         "rows": repeated(rows, np.int32),
         "classes": repeated(classes, np.int32),
-        "prediction": _predictions(joined(predictions)),
-        "prediction_digest": joined([None] * n if d is None else d for d, n in zip(digests, counts, strict=True)),
-        **_statistics(statistics, counts),
+        "prediction": _predictions(list(from_each(predictions))),
+        "prediction_digest": _digests(digests, each),
+        **_statistics(statistics, each),
         "staleness": repeated(staleness, np.int32),
-        "received_at": joined(received_at),
-        "wait_us": joined(wait_us),
-        "bytes": joined(sizes),
+        "received_at": list(from_each(received_at)),
+        "wait_us": list(from_each(wait_us)),
+        "bytes": list(from_each(sizes)),
         "chain": _fixed(links),
     }
     arrays = [columns[f.name] for f in SCHEMA]
@@ -186,25 +183,37 @@ def _fixed(digests: Iterable[bytes]) -> pa.Array:
     return pa.Array.from_buffers(kind, len(data) // DIGEST_SIZE, [None, pa.py_buffer(data)])
 
 
+def _digests(of_each: Sequence[Sequence[bytes] | None], counts: Sequence[int]) -> pa.Array:
+    """The predictions' digests, of rows of which some may have none."""
+    kind = pa.binary(DIGEST_SIZE)
+    if all(d is None for d in of_each):
+        return pa.nulls(sum(counts), kind)
+    return pa.array([d for one, n in zip(of_each, counts, strict=True) for d in one or [None] * n], kind)
+
+
+def _sample_ids(ids: Sequence[SampleIds], counts: Sequence[int]) -> pa.Array:
+    joined = b"".join([one.astype(np.int64, copy=False).tobytes() * n for one, n in zip(ids, counts, strict=True)])
+    return _lists(np.repeat(list(map(len, ids)), counts), joined, pa.int64())
+
+
 def _predictions(predictions: Sequence[Probabilities | None]) -> pa.Array:
+    """A column of lists; a single prediction is not copied."""
     nothing = np.empty(0, np.float32)
-    arrays = [nothing if p is None else p for p in predictions]
-    return _lists(np.fromiter([a.size for a in arrays], np.int64, len(arrays)), arrays, pa.float32())
-
-
-def _lists(lengths: npt.NDArray[np.int64], arrays: Sequence[npt.NDArray[Any]], item: pa.DataType) -> pa.Array:
-    """A column of lists, of arrays of `item`; a single one is not copied."""
-    offsets = np.zeros(len(arrays) + 1, np.int32)
-    np.cumsum(lengths, out=offsets[1:])
-    kind = np.dtype(item.to_pandas_dtype())
-    exact = [a if a.dtype is kind and a.flags.c_contiguous else np.ascontiguousarray(a, kind) for a in arrays]
-    joined: Any
-    if len(exact) == 1:
-        joined = exact[0]
-    elif offsets[-1] >= _LARGE:
-        joined = np.concatenate([a.reshape(-1) for a in exact])
+    arrays = [nothing if p is None else p.astype(np.float32, copy=False) for p in predictions]
+    lengths = np.array([a.size for a in arrays])
+    if len(arrays) == 1:
+        joined: Any = np.ascontiguousarray(arrays[0])
+    elif lengths.sum() >= _LARGE:
+        joined = np.concatenate([a.reshape(-1) for a in arrays])
     else:
-        joined = b"".join(exact)  # pyright: ignore[reportArgumentType] # buffers
+        joined = b"".join([a.tobytes() for a in arrays])
+    return _lists(lengths, joined, pa.float32())
+
+
+def _lists(lengths: npt.NDArray[np.integer], joined: Any, item: pa.DataType) -> pa.Array:
+    """A column of lists of these lengths, whose items are what `joined` has in memory."""
+    offsets = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=offsets[1:])
     values = pa.Array.from_buffers(item, int(offsets[-1]), [None, pa.py_buffer(joined)])
     return pa.ListArray.from_arrays(offsets, values, type=pa.list_(pa.field("element", item, nullable=False)))
 
@@ -220,10 +229,10 @@ def _members(members: Sequence[tuple[str, ...]], counts: npt.NDArray[np.int64]) 
     return pa.array(distinct, SCHEMA.field("members").type).take(pa.array(np.repeat(places, counts), pa.int32()))
 
 
-def _statistics(of_each: Sequence[npt.NDArray[np.float32] | None], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
+def _statistics(of_each: Sequence[npt.NDArray[np.float32] | None], counts: Sequence[int]) -> dict[str, Any]:
     """The statistics' columns, of rows of which some may have none."""
     if all(s is None for s in of_each):
-        return dict.fromkeys(STATISTICS, pa.nulls(int(counts.sum()), pa.float32()))
+        return dict.fromkeys(STATISTICS, pa.nulls(sum(counts), pa.float32()))
     nothing = [None] * len(STATISTICS)
     rows = [row for s, n in zip(of_each, counts, strict=True) for row in ([nothing] * n if s is None else s.tolist())]
     return dict(zip(STATISTICS, zip(*rows, strict=True), strict=True))

@@ -29,24 +29,30 @@ def dirichlet(seed: int, peers: int, batch: int = 5, classes: int = 4) -> list[n
 def test_distributions_pass() -> None:
     check(rows([0.0, 1.0], [0.25, 0.75], [0.5 + TOLERANCE * 0.9, 0.5]), 3, 2)
     check(rows([0.5 - TOLERANCE * 0.9, 0.5]), 1, 2)
+    check(rows([-0.0, 1.0]), 1, 2)
 
 
+@pytest.mark.parametrize(("place", "count"), [(0, 3), (1, 3), (2, 3), (700, 701)])  # of a small batch, and a large one
 @pytest.mark.parametrize(
     ("bad", "what", "got"),
     [
-        ([np.nan, 0.5], "row 1 is not finite", "nan"),
-        ([np.inf, 0.5], "row 1 is not finite", "inf"),
-        ([-np.inf, 0.5], "row 1 is not finite", "-inf"),
-        ([-0.25, 1.25], "row 1 has a negative probability", "-0.25"),
-        ([0.25, 0.5], "row 1 does not sum to 1", "0.75"),
-        ([0.5 + TOLERANCE * 1.1, 0.5], "row 1 does not sum to 1", "1.0011"),
-        ([0.5 - TOLERANCE * 1.1, 0.5], "row 1 does not sum to 1", "0.9989"),
-        ([0.0, 0.0], "row 1 does not sum to 1", "0"),
+        ([np.nan, 0.5], "is not finite", "nan"),
+        ([np.inf, 0.5], "is not finite", "inf"),
+        ([-np.inf, 0.5], "is not finite", "-inf"),
+        ([-0.25, 1.25], "has a negative probability", "-0.25"),
+        ([0.25, 0.5], "does not sum to 1", "0.75"),
+        ([0.5 + TOLERANCE * 1.1, 0.5], "does not sum to 1", "1.0011"),
+        ([0.5 - TOLERANCE * 1.1, 0.5], "does not sum to 1", "0.9989"),
+        ([0.0, 0.0], "does not sum to 1", "0"),
     ],
 )
-def test_guarantee_4_what_is_no_distribution_is_refused_with_its_row(bad: list[float], what: str, got: str) -> None:
-    with pytest.raises(PredictionError, match=what) as refused:
-        check(rows([0.5, 0.5], bad, [0.5, 0.5]), 3, 2)
+def test_guarantee_4_what_is_no_distribution_is_refused_with_its_row(
+    bad: list[float], what: str, got: str, place: int, count: int
+) -> None:
+    batch = np.full((count, 2), 0.5, np.float32)
+    batch[place] = bad
+    with pytest.raises(PredictionError, match=f"row {place} {what}") as refused:
+        check(batch, count, 2)
     assert refused.value.expected
     assert got in refused.value.got
 
