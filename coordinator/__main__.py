@@ -16,7 +16,7 @@ import typer  # noqa: E402
 
 from entangled import atomic, experiment_file, process  # noqa: E402
 
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.00005
 """How long the event loop waits for the interpreter while the recorder has it; Python's own 5 ms are ten exchanges."""
 
 MORE_OBJECTS = 50_000

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from coordinator.events import Exchange
 from entangled import faults
-from entangled.distribution import prediction_digests, statistics
+from entangled.distribution import prediction_digest, statistics
 from entangled.exchange_log import genesis
 from entangled.experiment import Experiment
 from entangled.experiment_file import dumps
@@ -154,7 +154,7 @@ class Recorder:
                 staleness,
                 peers,
                 predictions,
-                None if measured is None else prediction_digests(predictions),
+                None if measured is None else [prediction_digest(p) for p in predictions],
                 measured,
                 received_at,
                 [round((completed - at) * 1e6) for at in times],

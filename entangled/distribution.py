@@ -391,16 +391,13 @@ def prediction_digest(prediction: Probabilities) -> bytes:
     return blake3(data).digest(DIGEST_SIZE)
 
 
-def prediction_digests(several: Iterable[Probabilities]) -> list[bytes]:
-    """`prediction_digest` of each, in less time than one by one."""
+def data_digests(several: Iterable[Any]) -> list[bytes]:
+    """`prediction_digest` of each, given the bytes that it is over; in less time than one by one."""
     found: list[bytes] = []
     hasher = blake3()
-    for prediction in several:
-        if prediction.size > _FEW or prediction.dtype is not _EXACT:
-            found.append(prediction_digest(prediction))
-            continue
+    for data in several:
         hasher.reset()
-        hasher.update(prediction.tobytes())
+        hasher.update(data)
         found.append(hasher.digest(DIGEST_SIZE))
     return found
 

@@ -1,7 +1,8 @@
-"""What the log takes in at once: the rows of one exchange, by field; their chain values; and many as Arrow's columns.
+"""What the log takes in at once: the rows of one exchange, by field; and how they become Arrow's columns.
 
-The log is read row by row (`exchange_log.Row`). It is written on the side of a run that exchanges thousands of times a
-second, where most of a row is what it shares with the others of its exchange.
+The log is read row by row (`exchange_log.Row`). It is written beside a coordinator that takes in thousands of exchanges
+a second, where most of a row is what it shares with the others of its exchange, and where an object that is looked at
+once more is no longer in the cache.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, groupby, islice, repeat
+from itertools import chain, groupby, repeat
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,14 +19,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from entangled.alignment import DIGEST_SIZE, Position, SampleIds
-from entangled.distribution import STATISTICS, Probabilities, prediction_digests
+from entangled.distribution import STATISTICS, Probabilities, data_digests
 from entangled.exchange_log import SCHEMA, Row, digest_of
 
 _LARGE = 128 * 1024
 """Values in a column of lists from which on joining them had better let other threads work meanwhile."""
-_SHARED, _OF_ROW = struct.Struct("<iiqfiii").pack, struct.Struct("<qqiii").pack
-"""What the chain takes in of numbers and lengths."""
-from_each = chain.from_iterable
+_FEW = 1024
+"""Values of a prediction up to which its bytes are copied when it is added, and not when all are joined."""
+_FLOAT = np.dtype("<f4")
+_SHARED, _OWN = struct.Struct("<iiqfiii").pack, struct.Struct("<qqiii").pack
+"""What the chain takes in of numbers and lengths: those of an exchange, then those of a row."""
+_SHARED_TYPE = np.dtype(f"<i4, <i4, <i8, <f4, <i4, <i4, <i4, V{DIGEST_SIZE}")
+_OWN_TYPE = np.dtype("<i8, <i8, <i4, <i4, <i4")
+_DIGEST = pa.binary(DIGEST_SIZE)
 _HASH = hashlib.blake2b(digest_size=DIGEST_SIZE)
 
 
@@ -103,130 +110,164 @@ def _shared(row: Row) -> tuple[Any, ...]:
     return *shared, *stored, row.sample_ids.tobytes()
 
 
-def chained(previous: bytes, entries: Iterable[Entry]) -> list[bytes]:
-    """`exchange_log.chain` of every row of some entries that follow one another.
+_Rest = tuple[int, Sequence[str], tuple[str, ...], bytes, Sequence[bytes] | None, npt.NDArray[np.float32] | None]
+"""Of an entry: how many rows it has, whose they are, its members, sample ids, digests and statistics."""
+
+
+class Columns:
+    """Rows on their way into a record batch: each is chained to the one before it, and taken apart.
+
+    `exchange_log.chain` is what the chain is, row by row.
 
     Args:
-        previous: the chain value of the row before them.
-        entries: in order.
+        link: the chain value of the row before them.
     """
-    entries = list(entries)
-    unknown = [e.predictions for e in entries if e.prediction_digests is None]
-    made = iter(prediction_digests(p for predictions in unknown for p in predictions if p is not None))
-    found: list[bytes] = []
-    seen: tuple[str, ...] | None = None
-    listed = b""
-    for entry in entries:
-        position, index, members, weight, ids, digest, shape, staleness, peers, _, known, measured, *_ = entry
-        if members != seen:
-            seen, listed = members, ",".join(members).encode()  # no name has a comma
+
+    def __init__(self, link: bytes) -> None:
+        self.link = link
+        """The chain value of the last row."""
+        self.nbytes = 0
+        """Of the predictions, and of the members' names, which every row has."""
+        self._shared, self._own, self._links = bytearray(), bytearray(), bytearray()
+        self._predictions: list[Any] = []
+        """The bytes of each."""
+        self._rest: list[_Rest] = []
+        """Of each entry."""
+        self._members: tuple[str, ...] = ()
+        """Of the last one."""
+        self._listed = b""
+        """These as the chain takes them in."""
+
+    def __len__(self) -> int:
+        return len(self._predictions)
+
+    def add(self, entry: Entry) -> None:
+        """Add the rows of an entry."""
+        position, index, members, weight, ids, digest, shape, staleness, peers, predictions, known, measured, *_ = entry
+        if members != self._members:
+            self._members, self._listed = members, ",".join(members).encode()  # no name has a comma
         shared = _SHARED(*position, index, weight, *shape, staleness)
-        batch = listed + digest + ids.astype("<i8", copy=False).tobytes()
-        lengths = len(listed)
-        known = islice(made, len(peers)) if known is None else known
+        data = [
+            p.tobytes() if p is not None and p.dtype is _FLOAT and p.size <= _FEW else _exact(p) for p in predictions
+        ]
+        sample_ids, lengths = ids.astype("<i8", copy=False).tobytes(), len(self._listed)
+        batch = self._listed + digest + sample_ids
+        digests = data_digests(data) if known is None else known
         statistics = repeat(b"", len(peers)) if measured is None else [m.tobytes() for m in measured.astype("<f4")]
-        by_row = peers, entry.received_at, entry.wait_us, entry.bytes, known, statistics
+        link, add_own, add_link = self.link, self._own.extend, self._links.extend
+        by_row = peers, entry.received_at, entry.wait_us, entry.bytes, digests, statistics
         for name, received, wait, size, said, numbers in zip(*by_row, strict=True):
             peer = name.encode()
-            own = _OF_ROW(received, wait, size, len(peer), lengths)
-            link = _HASH.copy()
-            link.update(b"".join((previous, shared, own, peer, batch, said, numbers)))
-            previous = link.digest()
-            found.append(previous)
-    return found
+            own = _OWN(received, wait, size, len(peer), lengths)
+            row = _HASH.copy()
+            row.update(b"".join((link, shared, own, peer, batch, said, numbers)))
+            link = row.digest()
+            add_own(own)
+            add_link(link)
+        self.link = link
+        self.nbytes += len(peers) * (len(data[0]) + lengths)
+        self._shared += shared + digest
+        self._predictions += data
+        self._rest.append((len(peers), peers, members, sample_ids, known, measured))
+
+    def batch(self) -> pa.RecordBatch:
+        """All of them."""
+        counts, peers, members, sample_ids, known, measured = zip(*self._rest, strict=True)
+        shared = np.repeat(np.frombuffer(self._shared, _SHARED_TYPE), counts)
+        own = np.frombuffer(self._own, _OWN_TYPE)
+        _, step, index, weight, rows, classes, staleness, digest = (shared[field] for field in _SHARED_TYPE.names or ())
+        received_at, wait_us, size, _, _ = (own[field] for field in _OWN_TYPE.names or ())
+        ids = [part for one, n in zip(sample_ids, counts, strict=True) for part in [one] * n]
+        columns: dict[str, Any] = {
+            "step": step,
+            "index": index,
+            "peer": list(chain.from_iterable(peers)),
+            "members": _members(members, counts),
+            "weight": weight,
+            "sample_ids": _lists(ids, pa.int64()),
+            "digest": _fixed(digest.tobytes()),
+            "rows": rows,
+            "classes": classes,
+            "prediction": _lists(self._predictions, pa.float32()),
+            "prediction_digest": _stored_digests(known, counts),
+            **_statistics(measured, counts),
+            "staleness": staleness,
+            "received_at": received_at,
+            "wait_us": wait_us,
+            "bytes": size,
+            "chain": _fixed(bytes(self._links)),
+        }
+        arrays = [columns[f.name] for f in SCHEMA]
+        arrays = [a if isinstance(a, pa.Array) else pa.array(a, f.type) for a, f in zip(arrays, SCHEMA, strict=True)]
+        return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
-def to_batch(rows: Sequence[Row], links: Sequence[bytes]) -> pa.RecordBatch:
-    """Rows and their chain values as one record batch of the log's schema."""
-    return batch_of(list(entries_of(rows)), links)
+def to_batch(rows: Iterable[Row], links: Iterable[bytes]) -> pa.RecordBatch:
+    """Rows as one record batch of the log's schema, with these chain values, whatever they are."""
+    columns = Columns(bytes(DIGEST_SIZE))
+    for entry in entries_of(rows):
+        columns.add(entry)
+    place = SCHEMA.get_field_index("chain")
+    return columns.batch().set_column(place, SCHEMA.field(place), _fixed(b"".join(links)))
 
 
-def batch_of(entries: Sequence[Entry], links: Sequence[bytes]) -> pa.RecordBatch:
-    """The same of entries."""
-    positions, index, members, weight, ids, digest, shapes, staleness, *by_row = zip(*entries, strict=True)
-    peers, predictions, digests, statistics, received_at, wait_us, sizes = by_row
-    each = list(map(len, peers))
-    counts = np.array(each)
-    rows, classes = zip(*shapes, strict=True)
-
-    def repeated(values: Sequence[float], kind: type[np.generic]) -> npt.NDArray[Any]:
-        return np.repeat(np.array(values, kind), counts)
-
-    columns: dict[str, Any] = {
-        "step": repeated([step for _, step in positions], np.int32),
-        "index": repeated(index, np.int64),
-        "peer": list(from_each(peers)),
-        "members": _members(members, counts),
-        "weight": repeated(weight, np.float32),
-        "sample_ids": _sample_ids(ids, each),
-        "digest": _fixed([one * n for one, n in zip(digest, each, strict=True)]),
-        "rows": repeated(rows, np.int32),
-        "classes": repeated(classes, np.int32),
-        "prediction": _predictions(list(from_each(predictions))),
-        "prediction_digest": _digests(digests, each),
-        **_statistics(statistics, each),
-        "staleness": repeated(staleness, np.int32),
-        "received_at": list(from_each(received_at)),
-        "wait_us": list(from_each(wait_us)),
-        "bytes": list(from_each(sizes)),
-        "chain": _fixed(links),
-    }
-    arrays = [columns[f.name] for f in SCHEMA]
-    arrays = [a if isinstance(a, pa.Array) else pa.array(a, f.type) for a, f in zip(arrays, SCHEMA, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+def _exact(prediction: Probabilities | None) -> Any:
+    """The bytes of a prediction as they are in the log; a small one's are copied, while they are at hand."""
+    if prediction is None:
+        return b""
+    exact = prediction.astype(_FLOAT, copy=False)
+    if exact.size <= _FEW:
+        return exact.tobytes()
+    return memoryview(np.ascontiguousarray(exact)).cast("B")  # pyright: ignore[reportArgumentType]
 
 
-def _fixed(digests: Iterable[bytes]) -> pa.Array:
-    """A column of digests, of which some may be joined already."""
-    data = b"".join(digests)
-    kind = pa.binary(DIGEST_SIZE)
-    return pa.Array.from_buffers(kind, len(data) // DIGEST_SIZE, [None, pa.py_buffer(data)])
+def _fixed(digests: bytes) -> pa.Array:
+    """A column of digests."""
+    return pa.Array.from_buffers(_DIGEST, len(digests) // DIGEST_SIZE, [None, pa.py_buffer(digests)])
 
 
-def _digests(of_each: Sequence[Sequence[bytes] | None], counts: Sequence[int]) -> pa.Array:
-    """The predictions' digests, of rows of which some may have none."""
-    kind = pa.binary(DIGEST_SIZE)
-    if all(d is None for d in of_each):
-        return pa.nulls(sum(counts), kind)
-    return pa.array([d for one, n in zip(of_each, counts, strict=True) for d in one or [None] * n], kind)
-
-
-def _sample_ids(ids: Sequence[SampleIds], counts: Sequence[int]) -> pa.Array:
-    joined = b"".join([one.astype(np.int64, copy=False).tobytes() * n for one, n in zip(ids, counts, strict=True)])
-    return _lists(np.repeat(list(map(len, ids)), counts), joined, pa.int64())
-
-
-def _predictions(predictions: Sequence[Probabilities | None]) -> pa.Array:
-    """A column of lists; a single prediction is not copied."""
-    nothing = np.empty(0, np.float32)
-    arrays = [nothing if p is None else p.astype(np.float32, copy=False) for p in predictions]
-    lengths = np.array([a.size for a in arrays])
-    if len(arrays) == 1:
-        joined: Any = np.ascontiguousarray(arrays[0])
-    elif lengths.sum() >= _LARGE:
-        joined = np.concatenate([a.reshape(-1) for a in arrays])
+def _lists(parts: Sequence[Any], item: pa.DataType) -> pa.Array:
+    """A column of lists, of the bytes of each; a single one's are not copied."""
+    width = item.bit_width // 8
+    offsets = np.zeros(len(parts) + 1, np.int32)
+    np.cumsum(np.array(list(map(len, parts))) // width, out=offsets[1:])
+    joined: Any
+    if len(parts) == 1:
+        joined = parts[0]
+    elif offsets[-1] >= _LARGE:
+        joined = np.concatenate([np.frombuffer(part, np.uint8) for part in parts])
     else:
-        joined = b"".join([a.tobytes() for a in arrays])
-    return _lists(lengths, joined, pa.float32())
-
-
-def _lists(lengths: npt.NDArray[np.integer], joined: Any, item: pa.DataType) -> pa.Array:
-    """A column of lists of these lengths, whose items are what `joined` has in memory."""
-    offsets = np.zeros(len(lengths) + 1, np.int32)
-    np.cumsum(lengths, out=offsets[1:])
+        joined = b"".join(parts)
     values = pa.Array.from_buffers(item, int(offsets[-1]), [None, pa.py_buffer(joined)])
     return pa.ListArray.from_arrays(offsets, values, type=pa.list_(pa.field("element", item, nullable=False)))
 
 
-def _members(members: Sequence[tuple[str, ...]], counts: npt.NDArray[np.int64]) -> pa.Array:
-    """The members' column. Rows share a list in memory: 1,000 peers would make a million names of an exchange."""
-    distinct: list[tuple[str, ...]] = []
-    places: list[int] = []
-    for names in members:
-        if not distinct or names != distinct[-1]:
-            distinct.append(names)
-        places.append(len(distinct) - 1)
-    return pa.array(distinct, SCHEMA.field("members").type).take(pa.array(np.repeat(places, counts), pa.int32()))
+def _stored_digests(of_each: Sequence[Sequence[bytes] | None], counts: Sequence[int]) -> pa.Array:
+    """The predictions' digests, of rows of which some may have none."""
+    if all(d is None for d in of_each):
+        return pa.nulls(sum(counts), _DIGEST)
+    return pa.array([d for one, n in zip(of_each, counts, strict=True) for d in one or [None] * n], _DIGEST)
+
+
+def _members(members: Sequence[tuple[str, ...]], counts: Sequence[int]) -> pa.Array:
+    """The members' column: the same names row after row, which are not looked at for each."""
+    runs = [(names, sum(n for _, n in run)) for names, run in groupby(zip(members, counts, strict=True), itemgetter(0))]
+    values = [_repeated(names, rows) for names, rows in runs]
+    offsets = np.zeros(sum(counts) + 1, np.int32)
+    np.cumsum(np.repeat([len(names) for names, _ in runs], [rows for _, rows in runs]), out=offsets[1:])
+    joined = values[0] if len(values) == 1 else pa.concat_arrays(values)
+    return pa.ListArray.from_arrays(offsets, joined, type=SCHEMA.field("members").type)
+
+
+def _repeated(names: Sequence[str], times: int) -> pa.Array:
+    """These strings, and again, so many times."""
+    encoded = [name.encode() for name in names]
+    once = np.zeros(len(names) + 1, np.int64)
+    np.cumsum(list(map(len, encoded)), out=once[1:])
+    size = int(once[-1])
+    offsets = np.append(np.add.outer(np.arange(times) * size, once[:-1]), size * times).astype(np.int32)
+    data = pa.py_buffer(b"".join(encoded) * times)
+    return pa.StringArray.from_buffers(len(names) * times, pa.py_buffer(offsets), data)
 
 
 def _statistics(of_each: Sequence[npt.NDArray[np.float32] | None], counts: Sequence[int]) -> dict[str, Any]:

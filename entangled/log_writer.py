@@ -23,7 +23,7 @@ from entangled.exchange_log import (
     read_batches,
     stream_path,
 )
-from entangled.log_entry import Entry, batch_of, chained, entries_of, to_batch
+from entangled.log_entry import Columns, Entry, entries_of, to_batch
 
 # Encodings that shrink the bookkeeping columns before compression; predictions are stored plain.
 _THINNED = "entangled.thinned"
@@ -31,10 +31,8 @@ _THINNED = "entangled.thinned"
 _DELTA = ["step", "index", "sample_ids.list.element", "received_at", "wait_us", "bytes"]
 _DICTIONARY = ["peer", "members.list.element", "weight", "digest", "rows", "classes", "staleness"]
 BATCH_BYTES = 7 * 1024 * 1024
-"""Of the predictions in a record batch, at least; only the last of a flush has less. With predictions of up to a
-megabyte, they come to less than `allocator.LARGEST`, so that joining them takes no new memory."""
-CACHED_ROWS = 64
-"""Rows whose chain values are computed together: so few that they are still in the cache."""
+"""Of the predictions and the members' names in a record batch, at least; only the last of a flush has less. With
+predictions of up to a megabyte, they come to less than `allocator.LARGEST`, so that joining them takes no new memory."""
 _ROW_GROUP_BYTES = 16 * 1024 * 1024
 
 
@@ -65,16 +63,8 @@ class Writer:
         self.members: tuple[str, ...] = ()
         """Who took part in the last one of those."""
         self._epoch = self._thinned = -1
-        self._link = start
-        """The chain value of the last row that was written, on disk or not."""
-        self._links: list[bytes] = []
-        """Those of the rows that were added since."""
-        self._entries: list[Entry] = []
-        """These rows."""
-        self._unlinked: list[Entry] = []
-        """Rows that came after them, whose chain values are not known yet."""
-        self._rows = self._bytes = 0
-        """How many rows these are, and the bytes of the predictions of all."""
+        self._columns = Columns(start)
+        """What was added and not written."""
         self._stream: AppendStream | None = None
         self._resume()
 
@@ -99,7 +89,7 @@ class Writer:
             except (pa.ArrowInvalid, OSError, IndexError) as error:
                 raise LogError(f"{finished[-1]} cannot be read: {error}") from None
             self.resumed, self._chain = last["index"] + 1, last["chain"]
-            self._link = self._chain
+            self._columns = Columns(self._chain)
             self.members = tuple(last["members"])
         for epoch, path in found:
             if path.suffix == ".arrow":
@@ -122,7 +112,7 @@ class Writer:
                     self.append(*rows)
                     self.resumed, rows = self.resumed + 1, []
                     self.members = row.members
-                    if len(self._links) >= 1024:
+                    if len(self._columns) >= 1024:
                         self._write()
         except FormatError:
             raise
@@ -147,47 +137,33 @@ class Writer:
             path = stream_path(self._run, self._epoch)
             self._stream = AppendStream(path, SCHEMA)
             atomic.sync(path.parent)
-        prediction, rows = entry.predictions[0], len(entry.peers)
+        prediction, rows, held = entry.predictions[0], len(entry.peers), self._columns.nbytes
         each = prediction.nbytes if prediction is not None else 0
-        if self._bytes + each * rows < BATCH_BYTES:
-            self._take(entry, rows, each)
+        if held + each * rows < BATCH_BYTES:
+            self._columns.add(entry)
+            if self._columns.nbytes >= BATCH_BYTES:
+                self._write()
             return
         begin = 0
         while begin < rows:
-            end = min(rows, begin - (self._bytes - BATCH_BYTES) // (each or 1))
-            self._take(entry.part(begin, end), end - begin, each)
-            if self._bytes >= BATCH_BYTES:
+            end = begin + -(-(BATCH_BYTES - self._columns.nbytes) // each)
+            self._columns.add(entry.part(begin, end))
+            if self._columns.nbytes >= BATCH_BYTES:
                 self._write()
             begin = end
 
-    def _take(self, entry: Entry, rows: int, each: int) -> None:
-        self._unlinked.append(entry)
-        self._rows += rows
-        self._bytes += rows * each
-        if self._rows >= CACHED_ROWS:
-            self._chain_on()
-
-    def _chain_on(self) -> None:
-        self._links += chained(self._links[-1] if self._links else self._link, self._unlinked)
-        self._entries += self._unlinked
-        self._unlinked.clear()
-        self._rows = 0
-
     def _write(self) -> None:
         """Make what was added a record batch of the stream's."""
-        if self._unlinked:
-            self._chain_on()
-        if self._links and self._stream is not None:
-            self._stream.append(batch_of(self._entries, self._links))
-            self._link, self._links, self._bytes = self._links[-1], [], 0
-            self._entries.clear()
+        if len(self._columns) and self._stream is not None:
+            self._stream.append(self._columns.batch())
+            self._columns = Columns(self._columns.link)
 
     def flush(self) -> None:
         """Put every appended row on disk."""
         self._write()
-        if self._stream is not None and self._link != self._chain:
+        if self._stream is not None and self._columns.link != self._chain:
             self._stream.sync()
-            self._chain = self._link
+            self._chain = self._columns.link
 
     def finish_epoch(self) -> None:
         """Turn the open epoch's stream into its Parquet partition."""

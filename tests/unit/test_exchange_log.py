@@ -27,7 +27,7 @@ from entangled.exchange_log import (
     read_batches,
     stream_path,
 )
-from entangled.log_entry import chained, entries_of
+from entangled.log_entry import Columns, entries_of
 from tests.support import GENESIS, log_rows, same, writer
 
 
@@ -73,7 +73,10 @@ def test_the_chain_is_what_the_protocol_page_says(lacking: dict[str, None]) -> N
         parts = link, struct.pack("<iiqfiiiqqiii", *numbers), *names, row.digest, ids, digest, measured
         link = hashlib.blake2b(b"".join(parts), digest_size=16).digest()
         expected.append(link)
-    assert chained(GENESIS, entries_of(rows)) == expected
+    columns = Columns(GENESIS)
+    for entry in entries_of(rows):
+        columns.add(entry)
+    assert columns.batch()["chain"].to_pylist() == expected
     assert chain(expected[-2], rows[-1]) == expected[-1]
 
 
