@@ -32,7 +32,7 @@ _DELTA = ["step", "index", "sample_ids.list.element", "received_at", "wait_us", 
 _DICTIONARY = ["peer", "members.list.element", "weight", "digest", "rows", "classes", "staleness"]
 BATCH_BYTES = 7 * 1024 * 1024
 """Of the predictions and the members' names in a record batch, at least; only the last of a flush has less. With
-predictions of up to a megabyte, they come to less than `allocator.LARGEST`, so that joining them takes no new memory."""
+predictions of up to a megabyte it is less than `allocator.LARGEST`, so that joining them takes no new memory."""
 _ROW_GROUP_BYTES = 16 * 1024 * 1024
 
 
