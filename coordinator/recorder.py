@@ -19,7 +19,7 @@ from entangled.distribution import prediction_digest, statistics
 from entangled.exchange_log import genesis
 from entangled.experiment import Experiment
 from entangled.experiment_file import dumps
-from entangled.log_entry import Entry
+from entangled.log_entry import Entry, Gathered
 from entangled.log_writer import Writer
 
 GATHER_SECONDS = 0.05
@@ -33,11 +33,22 @@ STATISTICS_BYTES = 1024 * 1024
 """Predictions that statistics are computed on at once."""
 
 
+AT_ONCE_BYTES = 64 * 1024
+"""Of an exchange's predictions up to which, where peers share processes, its rows are made by whoever adds it: what
+they are made of is in the cache then, and the recorder's thread would keep the interpreter from the event loop for
+longer. Where each peer has a process, they all wait for the event loop, and the thread is the better place."""
+
+
 @dataclass(frozen=True)
 class Settled:
     """Nobody will ask for positions before this index again."""
 
     before: int
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows were made of an exchange, and maybe of more by now."""
 
 
 class Recorder:
@@ -64,13 +75,31 @@ class Recorder:
         self._on_durable = on_durable
         self._on_error = on_error
         self._failed = False
-        self._queue: queue.SimpleQueue[Exchange | Settled | None] = queue.SimpleQueue()
+        self._at_once: bool | None = None
+        """Whether rows are made at once; known with the first exchange, for a log has one order."""
+        self._gathered = Gathered(self._writer.chain)
+        """These rows, for whoever holds the lock."""
+        self._lock = threading.Lock()
+        self._called = False
+        """Whether the thread knows that there are some."""
+        self._queue: queue.SimpleQueue[Exchange | Settled | _Rows | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self._thread.start()
 
     def add(self, exchange: Exchange) -> None:
         """Have an exchange written."""
-        self._queue.put(exchange)
+        if self._at_once is None:
+            shared = self._experiment.processes is not None
+            self._at_once = shared and self._keeps_all and _bytes(exchange) <= AT_ONCE_BYTES
+        if not self._at_once:
+            self._queue.put(exchange)
+            return
+        entry = _entry(exchange, None)
+        with self._lock:
+            self._gathered.add(entry)
+            called, self._called = self._called, True
+        if not called:
+            self._queue.put(_Rows())
 
     def thin(self, before: int) -> None:
         """Nobody will ask for the predictions of positions before this index: drop those that shall not be kept."""
@@ -116,7 +145,7 @@ class Recorder:
             self._failed = True
             self._on_error(error)
 
-    def _write(self, first: Exchange | Settled | None, most: int) -> bool:
+    def _write(self, first: Exchange | Settled | _Rows | None, most: int) -> bool:
         """Write `first` and what has come since, of which `most` at once; True if the end was among them."""
         items = [first]
         while not self._queue.empty() and len(items) < most:
@@ -124,43 +153,45 @@ class Recorder:
         exchanges = [item for item in items if isinstance(item, Exchange)]
         if self._keeps_all:
             for exchange in exchanges:
-                self._append(exchange, None)
+                self._writer.add(_entry(exchange, None))
         else:
             for exchange, measured in zip(exchanges, _statistics(exchanges, self._experiment), strict=True):
-                self._append(exchange, measured)
+                self._writer.add(_entry(exchange, measured))
+        with self._lock:
+            made, self._called = self._gathered.take(), False
         faults.point("coordinator", "before log write")
+        self._writer.write(made)
         self._writer.flush()
         faults.point("coordinator", "after log write")
-        if exchanges:
-            self._on_durable(exchanges[-1].index + 1)
+        if made or exchanges:
+            self._on_durable(made[-1][1].complete if made else exchanges[-1].index + 1)
         before = max((item.before for item in items if isinstance(item, Settled)), default=0)
         if before:
             self._writer.thin(before, self._keeps)
         return items[-1] is None
 
-    def _append(self, exchange: Exchange, measured: npt.NDArray[np.float32] | None) -> None:
-        position, index, sample_ids, digest, weight, arrivals, staleness, completed = exchange
-        predictions, received_at, sizes, times = zip(*arrivals.values(), strict=True)
-        peers = tuple(arrivals)
-        self._writer.add(
-            Entry(
-                position,
-                index,
-                peers,
-                weight,
-                sample_ids,
-                digest,
-                predictions[0].shape,
-                staleness,
-                peers,
-                predictions,
-                None if measured is None else [prediction_digest(p) for p in predictions],
-                measured,
-                received_at,
-                [round((completed - at) * 1e6) for at in times],
-                sizes,
-            )
-        )
+
+def _entry(exchange: Exchange, measured: npt.NDArray[np.float32] | None) -> Entry:
+    position, index, sample_ids, digest, weight, arrivals, staleness, completed = exchange
+    predictions, received_at, sizes, times = zip(*arrivals.values(), strict=True)
+    peers = tuple(arrivals)
+    return Entry(
+        position,
+        index,
+        peers,
+        weight,
+        sample_ids,
+        digest,
+        predictions[0].shape,
+        staleness,
+        peers,
+        predictions,
+        None if measured is None else [prediction_digest(p) for p in predictions],
+        measured,
+        received_at,
+        [round((completed - at) * 1e6) for at in times],
+        sizes,
+    )
 
 
 def _statistics(exchanges: Sequence[Exchange], experiment: Experiment) -> Iterator[npt.NDArray[np.float32]]:

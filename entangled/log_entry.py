@@ -22,6 +22,9 @@ from entangled.alignment import DIGEST_SIZE, Position, SampleIds
 from entangled.distribution import STATISTICS, Probabilities, data_digests
 from entangled.exchange_log import SCHEMA, Row, digest_of
 
+BATCH_BYTES = 7 * 1024 * 1024
+"""Of the predictions and the members' names in a record batch, at least; only the last of a flush has less. With
+predictions of up to a megabyte it is less than `allocator.LARGEST`, so that joining them takes no new memory."""
 _LARGE = 128 * 1024
 """Values in a column of lists from which on joining them had better let other threads work meanwhile."""
 _FEW = 1024
@@ -126,6 +129,8 @@ class Columns:
     def __init__(self, link: bytes) -> None:
         self.link = link
         """The chain value of the last row."""
+        self.complete = 0
+        """One more than the last row's index."""
         self.nbytes = 0
         """Of the predictions, and of the members' names, which every row has."""
         self._shared, self._own, self._links = bytearray(), bytearray(), bytearray()
@@ -164,7 +169,7 @@ class Columns:
             link = row.digest()
             add_own(own)
             add_link(link)
-        self.link = link
+        self.link, self.complete = link, index + 1
         self.nbytes += len(peers) * (len(data[0]) + lengths)
         self._shared += shared + digest
         self._predictions += data
@@ -200,6 +205,49 @@ class Columns:
         arrays = [columns[f.name] for f in SCHEMA]
         arrays = [a if isinstance(a, pa.Array) else pa.array(a, f.type) for a, f in zip(arrays, SCHEMA, strict=True)]
         return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+class Gathered:
+    """Entries that were added and not written, as columns for record batches.
+
+    Args:
+        link: the chain value of the row before them.
+    """
+
+    def __init__(self, link: bytes) -> None:
+        self.link = link
+        """The chain value of the last row."""
+        self._batches: list[tuple[int, Columns]] = []
+
+    def add(self, entry: Entry) -> None:
+        """Add the rows of an entry, in order."""
+        prediction, rows = entry.predictions[0], len(entry.peers)
+        each = prediction.nbytes if prediction is not None else 0
+        begin = 0
+        while begin < rows:
+            columns = self._open(entry.position.epoch)
+            end = begin + -(-(BATCH_BYTES - columns.nbytes) // each) if each else rows
+            columns.add(entry if begin == 0 and end >= rows else entry.part(begin, end))
+            self.link, begin = columns.link, end
+
+    def _open(self, epoch: int) -> Columns:
+        """Those to which a row of an epoch may be added."""
+        if self._batches:
+            of, columns = self._batches[-1]
+            if of == epoch and columns.nbytes < BATCH_BYTES:
+                return columns
+        self._batches.append((epoch, Columns(self.link)))
+        return self._batches[-1][1]
+
+    def take(self) -> list[tuple[int, Columns]]:
+        """What is there, in order, each with its epoch; from now on it is here no more."""
+        taken, self._batches = self._batches, []
+        return taken
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether there is enough for a record batch."""
+        return bool(self._batches) and self._batches[0][1].nbytes >= BATCH_BYTES
 
 
 def to_batch(rows: Iterable[Row], links: Iterable[bytes]) -> pa.RecordBatch:

@@ -23,16 +23,13 @@ from entangled.exchange_log import (
     read_batches,
     stream_path,
 )
-from entangled.log_entry import Columns, Entry, entries_of, to_batch
+from entangled.log_entry import Columns, Entry, Gathered, entries_of, to_batch
 
 # Encodings that shrink the bookkeeping columns before compression; predictions are stored plain.
 _THINNED = "entangled.thinned"
 """In a Parquet file's metadata: predictions were dropped from it."""
 _DELTA = ["step", "index", "sample_ids.list.element", "received_at", "wait_us", "bytes"]
 _DICTIONARY = ["peer", "members.list.element", "weight", "digest", "rows", "classes", "staleness"]
-BATCH_BYTES = 7 * 1024 * 1024
-"""Of the predictions and the members' names in a record batch, at least; only the last of a flush has less. With
-predictions of up to a megabyte it is less than `allocator.LARGEST`, so that joining them takes no new memory."""
 _ROW_GROUP_BYTES = 16 * 1024 * 1024
 
 
@@ -63,8 +60,10 @@ class Writer:
         self.members: tuple[str, ...] = ()
         """Who took part in the last one of those."""
         self._epoch = self._thinned = -1
-        self._columns = Columns(start)
+        self._gathered = Gathered(start)
         """What was added and not written."""
+        self._link = start
+        """The chain value of the last row that was written, on disk or not."""
         self._stream: AppendStream | None = None
         self._resume()
 
@@ -89,7 +88,7 @@ class Writer:
             except (pa.ArrowInvalid, OSError, IndexError) as error:
                 raise LogError(f"{finished[-1]} cannot be read: {error}") from None
             self.resumed, self._chain = last["index"] + 1, last["chain"]
-            self._columns = Columns(self._chain)
+            self._gathered, self._link = Gathered(self._chain), self._chain
             self.members = tuple(last["members"])
         for epoch, path in found:
             if path.suffix == ".arrow":
@@ -112,8 +111,8 @@ class Writer:
                     self.append(*rows)
                     self.resumed, rows = self.resumed + 1, []
                     self.members = row.members
-                    if len(self._columns) >= 1024:
-                        self._write()
+                    if self.resumed % 1024 == 0:
+                        self.write(self._gathered.take())
         except FormatError:
             raise
         except LogError:
@@ -130,46 +129,48 @@ class Writer:
             self.add(entry)
 
     def add(self, entry: Entry) -> None:
-        """Add the rows of one exchange, or some of them; epochs must come in order, and a new one finishes the last."""
+        """Add the rows of one exchange, or some of them, as `append` does."""
         if entry.position.epoch != self._epoch:
-            self.finish_epoch()
-            self._epoch = entry.position.epoch
-            path = stream_path(self._run, self._epoch)
-            self._stream = AppendStream(path, SCHEMA)
-            atomic.sync(path.parent)
-        prediction, rows, held = entry.predictions[0], len(entry.peers), self._columns.nbytes
-        each = prediction.nbytes if prediction is not None else 0
-        if held + each * rows < BATCH_BYTES:
-            self._columns.add(entry)
-            if self._columns.nbytes >= BATCH_BYTES:
-                self._write()
-            return
-        begin = 0
-        while begin < rows:
-            end = begin + -(-(BATCH_BYTES - self._columns.nbytes) // each)
-            self._columns.add(entry.part(begin, end))
-            if self._columns.nbytes >= BATCH_BYTES:
-                self._write()
-            begin = end
+            self.write(self._gathered.take())
+            self._turn_to(entry.position.epoch)
+        self._gathered.add(entry)
+        if self._gathered.is_batch:
+            self.write(self._gathered.take())
 
-    def _write(self) -> None:
-        """Make what was added a record batch of the stream's."""
-        if len(self._columns) and self._stream is not None:
-            self._stream.append(self._columns.batch())
-            self._columns = Columns(self._columns.link)
+    def write(self, batches: Iterable[tuple[int, Columns]]) -> None:
+        """Write what was gathered, here or by somebody else: each is a record batch of its epoch's stream."""
+        for epoch, columns in batches:
+            if epoch != self._epoch:
+                self._turn_to(epoch)
+            if self._stream is not None:
+                self._stream.append(columns.batch())
+                self._link = columns.link
+
+    def _turn_to(self, epoch: int) -> None:
+        self._finish()
+        self._epoch, path = epoch, stream_path(self._run, epoch)
+        self._stream = AppendStream(path, SCHEMA)
+        atomic.sync(path.parent)
 
     def flush(self) -> None:
-        """Put every appended row on disk."""
-        self._write()
-        if self._stream is not None and self._columns.link != self._chain:
+        """Put every row that was added, or written, on disk."""
+        self.write(self._gathered.take())
+        self._sync()
+
+    def _sync(self) -> None:
+        if self._stream is not None and self._link != self._chain:
             self._stream.sync()
-            self._chain = self._columns.link
+            self._chain = self._link
 
     def finish_epoch(self) -> None:
         """Turn the open epoch's stream into its Parquet partition."""
+        self.flush()
+        self._finish()
+
+    def _finish(self) -> None:
         if self._stream is None:
             return
-        self.close()
+        self._close()
         source, target = stream_path(self._run, self._epoch), partition_path(self._run, self._epoch)
         atomic.make_folder(target.parent)
         atomic.write(target, lambda file: _to_parquet(_passing(read_batches(source)), file), suffix=".tmp")
@@ -199,6 +200,10 @@ class Writer:
     def close(self) -> None:
         """Flush and close, leaving an unfinished epoch as a stream."""
         self.flush()
+        self._close()
+
+    def _close(self) -> None:
+        self._sync()
         if self._stream is not None:
             self._stream.close()
         self._stream = None

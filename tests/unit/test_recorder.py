@@ -82,6 +82,18 @@ def test_of_large_predictions_few_are_written_before_it_is_told_that_they_are_on
     assert recorded(tmp_path, experiment(PEERS, epochs=4)) == list(range(1, 13))
 
 
+def test_rows_made_as_exchanges_come_are_those_that_the_thread_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = experiment(PEERS, epochs=3).model_copy(update={"processes": 2})
+    assert recorded(tmp_path / "at once", settings)[-1] == 9
+    monkeypatch.setattr(recorder, "AT_ONCE_BYTES", 0)
+    assert recorded(tmp_path / "later", settings)[-1] == 9
+    at_once, later = ([link for _, link in read(tmp_path / when)] for when in ("at once", "later"))
+    assert len(at_once) == 27
+    assert at_once == later
+
+
 @pytest.mark.parametrize(
     ("log", "every", "left"), [("full", None, range(6)), ("sampled", 4, [0, 4]), ("statistics", None, [])]
 )
