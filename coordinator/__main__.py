@@ -17,7 +17,7 @@ import typer  # noqa: E402
 from entangled import atomic, experiment_file, process  # noqa: E402
 
 SWITCH_SECONDS = 0.00001
-"""How long the event loop waits for the interpreter while the recorder has it; Python's own 5 ms are thirty exchanges."""
+"""How long the event loop waits for the interpreter that the recorder has; Python's own 5 ms are thirty exchanges."""
 
 MORE_OBJECTS = 50_000
 """So many more of them before Python looks for garbage among them: an exchange leaves none, and what it is made of
