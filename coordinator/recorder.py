@@ -89,7 +89,8 @@ class Recorder:
     def add(self, exchange: Exchange) -> None:
         """Have an exchange written."""
         if self._at_once is None:
-            shared = self._experiment.processes is not None
+            peers, processes = len(self._experiment.peers), self._experiment.processes
+            shared = processes is not None and processes < peers
             self._at_once = shared and self._keeps_all and _bytes(exchange) <= AT_ONCE_BYTES
         if not self._at_once:
             self._queue.put(exchange)
