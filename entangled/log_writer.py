@@ -90,9 +90,11 @@ class Writer:
             self.resumed, self._chain = last["index"] + 1, last["chain"]
             self._gathered, self._link = Gathered(self._chain), self._chain
             self.members = tuple(last["members"])
-        for epoch, path in found:
-            if path.suffix == ".arrow":
-                self._resume_stream(epoch, path)
+        unfinished = [(epoch, path) for epoch, path in found if path.suffix == ".arrow"]
+        for _, path in unfinished[1:]:
+            path.unlink()  # no writer leaves two: somebody copied the first one before it was complete
+        for epoch, path in unfinished[:1]:
+            self._resume_stream(epoch, path)
 
     def _resume_stream(self, epoch: int, path: Path) -> None:
         """Copy the whole exchanges of an unfinished epoch to a new stream, and go on in that one."""

@@ -8,15 +8,16 @@ what it speaks of. So one fetches from the peers, then from the coordinator, and
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from entangled import atomic
 from entangled.launch.station import PIECE, Entry
 
 GROWING = (".arrow", ".log")
-"""Files that are only added to, as long as nobody starts their writer again; small ones are not worth it."""
+"""Files that are only added to, as long as nobody starts their writer again; of others that change, all is copied."""
 
 DESCRIPTION = "run.json"
 
@@ -45,6 +46,14 @@ class Gone(Exception):  # noqa: N818
     """A file is not there any more: what was listed has changed meanwhile."""
 
 
+class _Fetched(NamedTuple):
+    """What lies beside the place of a file, and waits for `commit`."""
+
+    entry: Entry
+    offset: int
+    """Where in the file it belongs: at 0 it is all of it."""
+
+
 class Mirror:
     """The copy of one station's part of the run's folder.
 
@@ -58,13 +67,12 @@ class Mirror:
         self._source, self._folder, self._heard = source, folder, heard
         self._known: dict[str, Entry] = {}
         self._listed: dict[str, Entry] = {}
-        self._fetched: dict[str, Entry] = {}
-        """What lies beside its place, and waits for `commit`."""
+        self._fetched: dict[str, _Fetched] = {}
         self._told = {_name(path, folder): path.stat().st_size for path in folder.rglob("*.log")}
         """How much of each log was heard, or was there before."""
 
     def fetch(self) -> bool:
-        """Get what has changed, but put only what grows in its place; False if something vanished meanwhile."""
+        """Get what has changed, but put only what is printed in its place; False if something vanished meanwhile."""
         files = dict(self._source.files())
         try:
             description = files.pop(DESCRIPTION, None)
@@ -72,12 +80,14 @@ class Mirror:
                 self._stage(DESCRIPTION, description)
             begun = description is None or self._knows_the_data()
             for name in sorted(files, key=_order):
-                if self._known.get(name) == files[name] or self._fetched.get(name) == files[name]:
+                if self._known.get(name) == files[name]:
+                    continue
+                if name in self._fetched and self._fetched[name].entry == files[name]:
                     continue
                 if not begun and name.startswith("exchange/"):
                     continue
-                if name.endswith(GROWING):
-                    self._grow(name, files[name])
+                if name.endswith(".log"):
+                    self._print(name, files[name])
                 else:
                     self._stage(name, files[name])
         except Gone:
@@ -86,12 +96,16 @@ class Mirror:
         return True
 
     def commit(self) -> None:
-        """Put what was fetched in its place, and remove what is gone."""
-        for name in sorted(self._fetched, key=lambda name: name == DESCRIPTION):
-            path = self._folder / name
-            atomic.sync(atomic.temporary_for(path))
-            atomic.temporary_for(path).replace(path)
-            self._known[name] = self._fetched.pop(name)
+        """Put what was fetched in its place, an epoch never before the one it follows, and remove what is gone."""
+        for name in sorted(self._fetched, key=lambda name: (name == DESCRIPTION, name)):
+            path, (entry, offset) = self._folder / name, self._fetched.pop(name)
+            temporary = atomic.temporary_for(path)
+            if offset:
+                _append(temporary, path, offset)
+            else:
+                atomic.sync(temporary)
+                temporary.replace(path)
+            self._known[name] = entry
         for name in self._known.keys() - self._listed.keys():
             (self._folder / name).unlink(missing_ok=True)
             del self._known[name]
@@ -107,32 +121,41 @@ class Mirror:
         return path.exists() and "samples" in json.loads(path.read_bytes())
 
     def _stage(self, name: str, entry: Entry) -> None:
-        """Fetch a file to beside its place."""
+        """Fetch a file, or what was added to it, to beside its place."""
         path = atomic.temporary_for(self._folder / name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._fetch(name, path, 0)
-        self._fetched[name] = entry
+        offset = self._stays(name, entry)
+        with path.open("wb") as file:
+            self._fetch(name, file, offset)
+        self._fetched[name] = _Fetched(entry, offset)
 
-    def _grow(self, name: str, entry: Entry) -> None:
-        path, known = self._folder / name, self._known.get(name)
+    def _print(self, name: str, entry: Entry) -> None:
+        """Put what was printed in its place, for nobody goes on from it, and tell it."""
+        path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        same = known is not None and known.identity == entry.identity and known.size <= entry.size
-        self._fetch(name, path, path.stat().st_size if same and path.exists() else 0)
-        self._known[name] = entry
-        if name.endswith(".log"):
-            self._tell(name, path)
-
-    def _fetch(self, name: str, path: Path, offset: int) -> None:
+        offset = self._stays(name, entry)
         with path.open("r+b" if offset else "wb") as file:
             file.seek(offset)
-            while True:
-                piece = self._source.read(name, offset)
-                if piece is None:
-                    raise Gone(name)
-                file.write(piece)
-                offset += len(piece)
-                if len(piece) < PIECE:
-                    return
+            self._fetch(name, file, offset)
+        self._known[name] = entry
+        self._tell(name, path)
+
+    def _stays(self, name: str, entry: Entry) -> int:
+        """How many bytes of the file that is in its place are good: what its source has now only goes on from them."""
+        path, known = self._folder / name, self._known.get(name)
+        grew = known is not None and known.identity == entry.identity and known.size <= entry.size
+        return path.stat().st_size if name.endswith(GROWING) and grew and path.exists() else 0
+
+    def _fetch(self, name: str, file: BinaryIO, offset: int) -> None:
+        """Write what the source has of a file from `offset` on to `file`."""
+        while True:
+            piece = self._source.read(name, offset)
+            if piece is None:
+                raise Gone(name)
+            file.write(piece)
+            offset += len(piece)
+            if len(piece) < PIECE:
+                return
 
     def _tell(self, name: str, path: Path) -> None:
         with path.open("rb") as file:
@@ -146,6 +169,14 @@ class Mirror:
 def _order(name: str) -> tuple[int, str]:
     """Checkpoints before the metrics that they count on."""
     return (0 if "/checkpoints/" in name else 1, name)
+
+
+def _append(temporary: Path, path: Path, offset: int) -> None:
+    with temporary.open("rb") as added, path.open("r+b") as file:
+        file.seek(offset)
+        shutil.copyfileobj(added, file)
+    atomic.sync(path)
+    temporary.unlink()
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from entangled.errors import LogError
-from entangled.exchange_log import partition_path, read
+from entangled.exchange_log import partition_path, read, stream_path
 from tests.support import log_rows, same, writer
 
 
@@ -81,3 +81,20 @@ def test_a_damaged_epoch_is_not_thinned(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="cannot be read"):
         log.thin(3, never)
     assert path.read_bytes() == damaged
+
+
+def test_what_follows_an_epoch_that_is_not_complete_is_not_gone_on_from(tmp_path: Path) -> None:
+    """Nobody but who copies a log that is being written leaves that: the first epoch too soon, the second one later."""
+    log, rows = writer(tmp_path), log_rows(epochs=2)
+    log.append(*rows[:4])
+    log.flush()
+    early = stream_path(tmp_path, 0).read_bytes()
+    log.append(*rows[4:8])
+    log.close()
+    partition_path(tmp_path, 0).unlink()
+    stream_path(tmp_path, 0).write_bytes(early)
+    again = writer(tmp_path)
+    assert again.resumed == 2
+    again.append(*rows[4:])
+    again.finish_epoch()
+    assert all(same(a, b) for a, (b, _) in zip(rows, read(tmp_path), strict=True))

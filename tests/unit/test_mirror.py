@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from entangled import atomic
+from entangled.exchange_log import read
 from entangled.launch import station as stations
 from entangled.launch.mirror import Mirror, restore
 from entangled.launch.station import Station
 from tests.faults.launched import until
+from tests.support import log_rows, same, writer
 
 HERE = ("node", "127.0.0.1")
 
@@ -120,6 +125,89 @@ def test_a_file_that_goes_while_it_is_copied_is_left_to_the_next_time(station: S
     assert mirror.fetch()
     mirror.commit()
     assert copied(tmp_path / "copy") == {}
+
+
+class Lost(Exception):  # noqa: N818
+    """The station is there no more, or this side is not."""
+
+
+class Losing:
+    """A station that is lost when so many pieces have been read, if it is told."""
+
+    def __init__(self, station: Station) -> None:
+        self._station = station
+        self.files = station.files
+        self.left = sys.maxsize
+
+    def read(self, name: str, offset: int) -> bytes | None:
+        if not self.left:
+            raise Lost
+        self.left -= 1
+        return self._station.read(name, offset)
+
+
+def log_of_seven(folder: Path, source: Losing, run: Path) -> tuple[Mirror, Callable[[], int]]:
+    """A mirror that knows the first exchange of a log that has got seven since, over three epochs; who counts them."""
+    rows, log, mirror = log_rows(epochs=3), writer(run), Mirror(source, folder / "copy")
+    log.append(*rows[:2])
+    log.flush()
+    (run / "run.json").write_text('{"samples": 12}')
+    update(mirror)
+    update(mirror)
+    log.append(*rows[2:14])
+    log.close()
+
+    def goes_on_from() -> int:
+        shutil.copytree(folder / "copy", folder / "elsewhere")
+        log = writer(folder / "elsewhere")
+        log.append(*rows[2 * log.resumed :])
+        log.finish_epoch()
+        assert all(same(a, b) for a, (b, _) in zip(rows, read(folder / "elsewhere"), strict=True))
+        shutil.rmtree(folder / "elsewhere")
+        return log.resumed
+
+    assert goes_on_from() == 1
+    return mirror, goes_on_from
+
+
+@pytest.mark.parametrize("pieces", range(5))
+def test_a_log_whose_station_is_lost_while_it_is_copied_has_no_gap(
+    station: Station, tmp_path: Path, pieces: int
+) -> None:
+    source = Losing(station)
+    mirror, goes_on_from = log_of_seven(tmp_path, source, Path(station.place().folder) / "run")
+    source.left = pieces
+    if pieces < 4:  # what run.json says, two finished epochs, and a stream
+        with pytest.raises(Lost):
+            mirror.fetch()
+        assert goes_on_from() == 1
+        mirror.forget()
+        source.left = sys.maxsize
+    update(mirror)
+    assert goes_on_from() == 7
+
+
+@pytest.mark.parametrize("files", range(4))
+def test_a_log_whose_copy_is_broken_off_has_no_gap(
+    station: Station, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int
+) -> None:
+    source, run = Losing(station), Path(station.place().folder) / "run"
+    mirror, goes_on_from = log_of_seven(tmp_path, source, run)
+    assert mirror.fetch()
+    with monkeypatch.context() as patch:
+        synced: list[Path] = []
+
+        def sync(path: Path) -> None:
+            if len(synced) == files:
+                raise Lost
+            synced.append(path)
+
+        patch.setattr(atomic, "sync", sync)
+        with pytest.raises(Lost):
+            mirror.commit()
+    assert goes_on_from() == (1, 3, 6, 7)[files]
+    update(Mirror(source, tmp_path / "copy"))  # of the next launch
+    assert goes_on_from() == 7
 
 
 def test_after_a_restart_a_torn_end_is_copied_anew(station: Station, tmp_path: Path) -> None:
