@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, groupby, repeat
+from functools import lru_cache
+from itertools import groupby, repeat
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -25,11 +26,10 @@ from entangled.exchange_log import SCHEMA, Row, digest_of
 BATCH_BYTES = 7 * 1024 * 1024
 """Of the predictions and the members' names in a record batch, at least; only the last of a flush has less. With
 predictions of up to a megabyte it is less than `allocator.LARGEST`, so that joining them takes no new memory."""
-_LARGE = 128 * 1024
-"""Values in a column of lists from which on joining them had better let other threads work meanwhile."""
 _FEW = 1024
-"""Values of a prediction up to which its bytes are copied when it is added, and not when all are joined."""
-_FLOAT = np.dtype("<f4")
+"""Values of a prediction up to which its bytes are copied when it is added, and not when all are joined; to join lists
+that have more, on average, had better let other threads work meanwhile."""
+_FLOAT, _ID = np.dtype("<f4"), np.dtype("<i8")
 _SHARED, _OWN = struct.Struct("<iiqfiii").pack, struct.Struct("<qqiii").pack
 """What the chain takes in of numbers and lengths: those of an exchange, then those of a row."""
 _SHARED_TYPE = np.dtype(f"<i4, <i4, <i8, <f4, <i4, <i4, <i4, V{DIGEST_SIZE}")
@@ -52,7 +52,7 @@ class Entry(NamedTuple):
     digest: bytes
     shape: tuple[int, ...]
     staleness: int
-    peers: Sequence[str]
+    peers: tuple[str, ...]
     predictions: Sequence[Probabilities | None]
     prediction_digests: Sequence[bytes] | None
     """None where every prediction is kept for good."""
@@ -97,7 +97,7 @@ def entries_of(rows: Iterable[Row]) -> Iterator[Entry]:
             digest,
             shape,
             staleness,
-            [row.peer for row in some],
+            tuple(row.peer for row in some),
             [row.prediction for row in some],
             [row.prediction_digest or b"" for row in some] if with_digests else None,
             np.stack([row.statistics for row in some if row.statistics is not None]) if with_statistics else None,
@@ -113,7 +113,7 @@ def _shared(row: Row) -> tuple[Any, ...]:
     return *shared, *stored, row.sample_ids.tobytes()
 
 
-_Rest = tuple[int, Sequence[str], tuple[str, ...], bytes, Sequence[bytes] | None, npt.NDArray[np.float32] | None]
+_Rest = tuple[int, tuple[str, ...], tuple[str, ...], bytes, Sequence[bytes] | None, npt.NDArray[np.float32] | None]
 """Of an entry: how many rows it has, whose they are, its members, sample ids, digests and statistics."""
 
 
@@ -133,11 +133,19 @@ class Columns:
         """One more than the last row's index."""
         self.nbytes = 0
         """Of the predictions, and of the members' names, which every row has."""
-        self._shared, self._own, self._links = bytearray(), bytearray(), bytearray()
+        self._shared: list[bytes] = []
+        """What the rows of an exchange share, of each."""
+        self._own: list[bytes] = []
+        """What is a row's own, of each."""
+        self._links: list[bytes] = []
+        """The chain values."""
         self._predictions: list[Any] = []
         """The bytes of each."""
         self._rest: list[_Rest] = []
         """Of each entry."""
+        self._peers: tuple[str, ...] = ()
+        self._encoded: list[tuple[bytes, int]] = []
+        """Whose rows the last entry's are: their names, with the lengths."""
         self._members: tuple[str, ...] = ()
         """Of the last one."""
         self._listed = b""
@@ -151,45 +159,47 @@ class Columns:
         position, index, members, weight, ids, digest, shape, staleness, peers, predictions, known, measured, *_ = entry
         if members != self._members:
             self._members, self._listed = members, ",".join(members).encode()  # no name has a comma
+        if peers != self._peers:
+            self._peers, self._encoded = peers, [(peer, len(peer)) for peer in map(str.encode, peers)]
         shared = _SHARED(*position, index, weight, *shape, staleness)
         data = [
             p.tobytes() if p is not None and p.dtype is _FLOAT and p.size <= _FEW else _exact(p) for p in predictions
         ]
-        sample_ids, lengths = ids.astype("<i8", copy=False).tobytes(), len(self._listed)
+        sample_ids, lengths = (ids if ids.dtype is _ID else ids.astype(_ID)).tobytes(), len(self._listed)
         batch = self._listed + digest + sample_ids
-        digests = data_digests(data) if known is None else known
-        statistics = repeat(b"", len(peers)) if measured is None else [m.tobytes() for m in measured.astype("<f4")]
-        link, add_own, add_link = self.link, self._own.extend, self._links.extend
-        by_row = peers, entry.received_at, entry.wait_us, entry.bytes, digests, statistics
-        for name, received, wait, size, said, numbers in zip(*by_row, strict=True):
-            peer = name.encode()
-            own = _OWN(received, wait, size, len(peer), lengths)
-            row = _HASH.copy()
-            row.update(b"".join((link, shared, own, peer, batch, said, numbers)))
+        said = data_digests(data) if known is None else known
+        if measured is not None:
+            said = [one + numbers.tobytes() for one, numbers in zip(said, measured.astype("<f4"), strict=True)]
+        link, copy, join = self.link, _HASH.copy, b"".join
+        add_own, add_link = self._own.append, self._links.append
+        by_row = self._encoded, entry.received_at, entry.wait_us, entry.bytes, said
+        for (peer, length), received, wait, size, of_prediction in zip(*by_row, strict=True):
+            own = _OWN(received, wait, size, length, lengths)
+            row = copy()
+            row.update(join((link, shared, own, peer, batch, of_prediction)))
             link = row.digest()
             add_own(own)
             add_link(link)
         self.link, self.complete = link, index + 1
         self.nbytes += len(peers) * (len(data[0]) + lengths)
-        self._shared += shared + digest
+        self._shared.append(shared + digest)
         self._predictions += data
         self._rest.append((len(peers), peers, members, sample_ids, known, measured))
 
     def batch(self) -> pa.RecordBatch:
         """All of them."""
         counts, peers, members, sample_ids, known, measured = zip(*self._rest, strict=True)
-        shared = np.repeat(np.frombuffer(self._shared, _SHARED_TYPE), counts)
-        own = np.frombuffer(self._own, _OWN_TYPE)
+        shared = np.repeat(np.frombuffer(b"".join(self._shared), _SHARED_TYPE), counts)
+        own = np.frombuffer(b"".join(self._own), _OWN_TYPE)
         _, step, index, weight, rows, classes, staleness, digest = (shared[field] for field in _SHARED_TYPE.names or ())
         received_at, wait_us, size, _, _ = (own[field] for field in _OWN_TYPE.names or ())
-        ids = [part for one, n in zip(sample_ids, counts, strict=True) for part in [one] * n]
         columns: dict[str, Any] = {
             "step": step,
             "index": index,
-            "peer": list(chain.from_iterable(peers)),
+            "peer": _names(peers, 1),
             "members": _members(members, counts),
             "weight": weight,
-            "sample_ids": _lists(ids, pa.int64()),
+            "sample_ids": _lists(sample_ids, pa.int64(), counts),
             "digest": _fixed(digest.tobytes()),
             "rows": rows,
             "classes": classes,
@@ -200,7 +210,7 @@ class Columns:
             "received_at": received_at,
             "wait_us": wait_us,
             "bytes": size,
-            "chain": _fixed(bytes(self._links)),
+            "chain": _fixed(b"".join(self._links)),
         }
         arrays = [columns[f.name] for f in SCHEMA]
         arrays = [a if isinstance(a, pa.Array) else pa.array(a, f.type) for a, f in zip(arrays, SCHEMA, strict=True)]
@@ -274,20 +284,29 @@ def _fixed(digests: bytes) -> pa.Array:
     return pa.Array.from_buffers(_DIGEST, len(digests) // DIGEST_SIZE, [None, pa.py_buffer(digests)])
 
 
-def _lists(parts: Sequence[Any], item: pa.DataType) -> pa.Array:
-    """A column of lists, of the bytes of each; a single one's are not copied."""
-    width = item.bit_width // 8
-    offsets = np.zeros(len(parts) + 1, np.int32)
-    np.cumsum(np.array(list(map(len, parts))) // width, out=offsets[1:])
+def _lists(parts: Sequence[Any], item: pa.DataType, counts: Sequence[int] | None = None) -> pa.Array:
+    """A column of lists, of the bytes of each, or of each in as many rows as is said; a single one's are not copied."""
+    lengths = np.fromiter(map(len, parts), np.int32, len(parts)) // (item.bit_width // 8)
+    if counts is not None:
+        lengths = np.repeat(lengths, counts)
+        parts = [part * rows for part, rows in zip(parts, counts, strict=True)]
+    offsets = _offsets(lengths)
     joined: Any
     if len(parts) == 1:
         joined = parts[0]
-    elif offsets[-1] >= _LARGE:
+    elif offsets[-1] > len(lengths) * _FEW:
         joined = np.concatenate([np.frombuffer(part, np.uint8) for part in parts])
     else:
         joined = b"".join(parts)
     values = pa.Array.from_buffers(item, int(offsets[-1]), [None, pa.py_buffer(joined)])
     return pa.ListArray.from_arrays(offsets, values, type=pa.list_(pa.field("element", item, nullable=False)))
+
+
+def _offsets(lengths: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+    """Where each of a column's lists begins, and where the last one ends."""
+    offsets = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
 
 
 def _stored_digests(of_each: Sequence[Sequence[bytes] | None], counts: Sequence[int]) -> pa.Array:
@@ -298,22 +317,26 @@ def _stored_digests(of_each: Sequence[Sequence[bytes] | None], counts: Sequence[
 
 
 def _members(members: Sequence[tuple[str, ...]], counts: Sequence[int]) -> pa.Array:
-    """The members' column: the same names row after row, which are not looked at for each."""
-    runs = [(names, sum(n for _, n in run)) for names, run in groupby(zip(members, counts, strict=True), itemgetter(0))]
-    values = [_repeated(names, rows) for names, rows in runs]
-    offsets = np.zeros(sum(counts) + 1, np.int32)
-    np.cumsum(np.repeat([len(names) for names, _ in runs], [rows for _, rows in runs]), out=offsets[1:])
-    joined = values[0] if len(values) == 1 else pa.concat_arrays(values)
-    return pa.ListArray.from_arrays(offsets, joined, type=SCHEMA.field("members").type)
+    """The members' column."""
+    lengths = np.repeat(np.fromiter(map(len, members), np.int32, len(members)), counts)
+    return pa.ListArray.from_arrays(_offsets(lengths), _names(members, counts), type=SCHEMA.field("members").type)
 
 
-def _repeated(names: Sequence[str], times: int) -> pa.Array:
+def _names(names: Sequence[tuple[str, ...]], times: Sequence[int] | int) -> pa.Array:
+    """All of them, each tuple so many times: mostly the same again and again, which is not looked at each time."""
+    of_each = repeat(times, len(names)) if isinstance(times, int) else times
+    runs = [(same, sum(n for _, n in run)) for same, run in groupby(zip(names, of_each, strict=True), itemgetter(0))]
+    parts = [_again(2 ** (n - 1).bit_length(), same).slice(0, n * len(same)) for same, n in runs]
+    return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+
+
+@lru_cache(4)
+def _again(times: int, names: tuple[str, ...]) -> pa.Array:
     """These strings, and again, so many times."""
     encoded = [name.encode() for name in names]
-    once = np.zeros(len(names) + 1, np.int64)
-    np.cumsum(list(map(len, encoded)), out=once[1:])
-    size = int(once[-1])
-    offsets = np.append(np.add.outer(np.arange(times) * size, once[:-1]), size * times).astype(np.int32)
+    once = _offsets(np.array(list(map(len, encoded)), np.int32))
+    begins = np.add.outer(np.arange(times, dtype=np.int32) * once[-1], once[:-1])
+    offsets = np.append(begins, once[-1:] * times)
     data = pa.py_buffer(b"".join(encoded) * times)
     return pa.StringArray.from_buffers(len(names) * times, pa.py_buffer(offsets), data)
 
