@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -81,8 +81,26 @@ def batch_digest(position: Position, sample_ids: SampleIds) -> bytes:
     False
     """
     digest = _HASH.copy()
-    digest.update(_POSITION(*position) + sample_ids.astype(_IDS, copy=False).tobytes())
+    digest.update(_POSITION(*position) + _bytes(sample_ids))
     return digest.digest()
+
+
+def shared_batch_digest(position: Position, sample_ids: SampleIds) -> bytes:
+    """The same, in less time where several peers of a process ask for it one after the other.
+
+    >>> shared_batch_digest(Position(0, 0), np.array([3, 1])) == batch_digest(Position(0, 0), np.array([3, 1]))
+    True
+    """
+    return _known_digest(position, _bytes(sample_ids))
+
+
+@lru_cache(8)
+def _known_digest(position: Position, sample_ids: bytes) -> bytes:
+    return batch_digest(position, np.frombuffer(sample_ids, _IDS))
+
+
+def _bytes(sample_ids: SampleIds) -> bytes:
+    return (sample_ids if sample_ids.dtype is _IDS else sample_ids.astype(_IDS)).tobytes()
 
 
 def sample_order(sample_ids: SampleIds, shuffle: int | Literal["full", "none"], seed: int, epoch: int) -> SampleIds:

@@ -162,7 +162,7 @@ def _fill(
     message.batch_digest = digest
     message.rows, message.classes = probabilities.shape
     if encoding == FLOAT32:
-        message.probabilities = probabilities.astype(FLOAT, copy=False).tobytes()
+        message.probabilities = as_float32(probabilities)
     else:
         message.encoding = encoding
         message.probabilities, message.classes_of = encoded(probabilities, encoding)
@@ -185,10 +185,15 @@ def decode_soft_targets(message: pb.SoftTargets) -> tuple[Position, bytes, float
     return position, said.batch_digest, said.weight, _tensors(said, len(message.channels))
 
 
+def as_float32(probabilities: Probabilities) -> bytes:
+    """`probabilities` of a message in float32."""
+    return (probabilities if probabilities.dtype is FLOAT else probabilities.astype(FLOAT)).tobytes()
+
+
 def encoded(probabilities: Probabilities, encoding: Encoding) -> tuple[bytes, bytes]:
     """`probabilities` and `classes_of` of a message in an encoding."""
     if encoding == FLOAT32:
-        return probabilities.astype(FLOAT, copy=False).tobytes(), b""
+        return as_float32(probabilities), b""
     if encoding == FLOAT16:
         return (probabilities * FLOAT.type(HALF_SCALE)).astype(_HALF).tobytes(), b""
     row, column = np.nonzero(probabilities)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -35,8 +36,8 @@ _LOW, _HIGH = 1 - TOLERANCE * 0.9, 1 + TOLERANCE * 0.9
 """Sums between which a row need not be looked at again in float64."""
 _EXACT = np.dtype("<f4")
 
-_FEW = 1024
-"""So many probabilities are summed sooner as a product, and the sums compared one by one."""
+_FEW, _SHORT = 8 * 1024, 32
+"""So many probabilities are summed sooner as a product, and so many sums are sooner compared one by one."""
 
 
 @cache
@@ -66,14 +67,15 @@ def check(probabilities: Probabilities, rows: int, classes: int) -> None:
     if probabilities.size == 0:
         return
     # The common, good case; in float32, whose error is far below the tolerance. NaN fails every comparison.
-    if probabilities.size > _FEW:
-        # Reductions of ufuncs, because a method of an array costs a small batch more than the arithmetic.
-        sums = _add(probabilities, axis=1)
-        if _least(probabilities, axis=None) >= 0 and _least(sums) >= _LOW and _most(sums) <= _HIGH:
-            return
-    elif _have_no_sign(probabilities):
-        totals = probabilities.dot(_ones(classes)).tolist()
-        if sum(totals) <= rows * _HIGH and min(totals) >= _LOW and max(totals) <= _HIGH:
+    few = probabilities.size <= _FEW
+    # Reductions of ufuncs, because a method of an array costs a small batch more than the arithmetic.
+    if _have_no_sign(probabilities) if few else _least(probabilities, axis=None) >= 0:
+        sums = probabilities.dot(_ones(classes)) if few else _add(probabilities, axis=1)
+        if rows <= _SHORT:
+            totals = sums.tolist()
+            if sum(totals) <= rows * _HIGH and min(totals) >= _LOW and max(totals) <= _HIGH:
+                return
+        elif _least(sums) >= _LOW and _most(sums) <= _HIGH:
             return
     sums = probabilities.sum(axis=1, dtype=np.float64)
     for row, (values, total) in enumerate(zip(probabilities, sums, strict=True)):
@@ -211,10 +213,15 @@ def _combined(stacked: Floats, combination: Combination) -> Floats:
 
 def _sums_of_others(values: Floats) -> Floats:
     """For each place of the first axis, the sum over all the other places, in order."""
-    before, after = np.zeros_like(values), np.zeros_like(values)
-    np.cumsum(values[:-1], axis=0, out=before[1:])
-    after[:-1] = np.cumsum(values[:0:-1], axis=0)[::-1]
-    return before + after
+    ways: Floats = np.empty((len(values), 2, *values.shape[1:]))
+    ways[:, 0], ways[:, 1] = values, values[::-1]
+    for before, those in pairwise(list(ways)):  # sums from the first on and from the last on, sooner than cumsum does
+        np.add(before, those, out=those)
+    others = np.zeros_like(values)
+    others[1:] = ways[:-1, 0]
+    others[:-1] += ways[-2::-1, 1]
+    others[-1] += 0.0  # nothing comes after the last one, and a sum is never -0 if one part is not
+    return others
 
 
 def tempered(p: npt.NDArray[np.floating], temperature: float) -> Floats:

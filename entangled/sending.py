@@ -12,7 +12,16 @@ import numpy as np
 from google.protobuf.message import Message
 
 from entangled.alignment import Position
-from entangled.codec import FLOAT, FLOAT32, SPARSE, Encoding, encode_prediction, encode_soft_target, encoded
+from entangled.codec import (
+    FLOAT,
+    FLOAT32,
+    SPARSE,
+    Encoding,
+    as_float32,
+    encode_prediction,
+    encode_soft_target,
+    encoded,
+)
 from entangled.distribution import Probabilities
 from entangled.v1 import exchange_pb2 as pb
 
@@ -135,7 +144,7 @@ def write_soft_targets(
         target.epoch, target.step = position
         target.batch_digest, target.weight = digest, weight
         target.rows, target.classes = some[0].shape
-        target.probabilities = b"".join([one.astype(FLOAT, copy=False).tobytes() for one in some])
+        target.probabilities = b"".join(map(as_float32, some))
         yield message
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from entangled import PROTOCOL_VERSION, codec, sending
-from entangled.alignment import Fingerprint, Layout, Position, SampleIds, batch_digest
+from entangled.alignment import Fingerprint, Layout, Position, SampleIds, batch_digest, shared_batch_digest
 from entangled.distribution import Probabilities
 from entangled.errors import AlignmentError, PredictionError, ProtocolError
 from entangled.experiment import Experiment
@@ -102,7 +102,7 @@ class Conversation:
 
     def prepared(self, position: Position, sample_ids: SampleIds, prediction: Probabilities) -> Prepared:
         """A prediction as `submitted` takes it. Changes nothing, so that any thread may do it."""
-        digest = batch_digest(position, sample_ids)
+        digest = (batch_digest if self._alone else shared_batch_digest)(position, sample_ids)
         message = sending.write_prediction(position, digest, prediction, self._encoding, alone=self._alone)
         return Prepared(self.layout.index(position), digest, prediction.shape, message)
 

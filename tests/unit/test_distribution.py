@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 import pytest
 
@@ -32,7 +34,7 @@ def test_distributions_pass() -> None:
     check(rows([-0.0, 1.0]), 1, 2)
 
 
-@pytest.mark.parametrize(("place", "count"), [(0, 3), (1, 3), (2, 3), (700, 701)])  # of a small batch, and a large one
+@pytest.mark.parametrize(("place", "count"), [(0, 3), (1, 3), (2, 3), (39, 40), (4999, 5000)])  # small, and larger
 @pytest.mark.parametrize(
     ("bad", "what", "got"),
     [
@@ -79,6 +81,17 @@ def test_more_peers_get_the_mean_of_the_others(peers: int) -> None:
         assert target.dtype == np.float32
         np.testing.assert_allclose(target, np.mean(others, axis=0), atol=1e-7)
         check(target, *target.shape)
+
+
+@pytest.mark.parametrize("peers", [3, 4, 64])
+def test_the_others_are_summed_in_order_in_float64(peers: int) -> None:
+    """Those before, from the first on, and those after, from the last on."""
+    predictions = [p.astype(np.float64) for p in dirichlet(0, peers)]
+    predictions[0][0] = predictions[-1][0] = [-0.0, -0.0, -0.0, 1.0]
+    for i, target in enumerate(soft_targets([p.astype(np.float32) for p in predictions])):
+        ways = predictions[:i], predictions[:i:-1]
+        before, after = (reduce(np.add, way) if way else np.zeros((5, 4)) for way in ways)
+        assert target.tobytes() == ((before + after) / (peers - 1)).astype(np.float32).tobytes()
 
 
 @pytest.mark.parametrize("peers", [2, 3, 5])
