@@ -31,7 +31,7 @@ STATISTICS = ("entropy", "confidence", "agreement", "kl_self_other", "kl_other_s
 CACHED = 64 * 1024
 """Probabilities of all peers together that are combined at once: what is computed between them stays in the cache."""
 
-_add, _least, _most = np.add.reduce, np.minimum.reduce, np.maximum.reduce
+_least, _most = np.minimum.reduce, np.maximum.reduce
 _LOW, _HIGH = 1 - TOLERANCE * 0.9, 1 + TOLERANCE * 0.9
 """Sums between which a row need not be looked at again in float64."""
 _EXACT = np.dtype("<f4")
@@ -68,9 +68,10 @@ def check(probabilities: Probabilities, rows: int, classes: int) -> None:
         return
     # The common, good case; in float32, whose error is far below the tolerance. NaN fails every comparison.
     few = probabilities.size <= _FEW
-    # Reductions of ufuncs, because a method of an array costs a small batch more than the arithmetic.
+    # A method of an array costs a small batch more than the arithmetic; einsum sums large rows in a third of the time of
+    # a ufunc's reduction, and without the threads of a BLAS.
     if _have_no_sign(probabilities) if few else _least(probabilities, axis=None) >= 0:
-        sums = probabilities.dot(_ones(classes)) if few else _add(probabilities, axis=1)
+        sums = probabilities.dot(_ones(classes)) if few else np.einsum("ij->i", probabilities)
         if rows <= _SHORT:
             totals = sums.tolist()
             if sum(totals) <= rows * _HIGH and min(totals) >= _LOW and max(totals) <= _HIGH:
