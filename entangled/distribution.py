@@ -68,8 +68,8 @@ def check(probabilities: Probabilities, rows: int, classes: int) -> None:
         return
     # The common, good case; in float32, whose error is far below the tolerance. NaN fails every comparison.
     few = probabilities.size <= _FEW
-    # A method of an array costs a small batch more than the arithmetic; einsum sums large rows in a third of the time of
-    # a ufunc's reduction, and without the threads of a BLAS.
+    # A method of an array costs a small batch more than the arithmetic; einsum sums large rows in a third of the time
+    # of a ufunc's reduction, and without the threads of a BLAS.
     if _have_no_sign(probabilities) if few else _least(probabilities, axis=None) >= 0:
         sums = probabilities.dot(_ones(classes)) if few else np.einsum("ij->i", probabilities)
         if rows <= _SHORT:
