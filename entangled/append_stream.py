@@ -17,6 +17,7 @@ BLOCK = 4096
 HELD = 8 * 1024 * 1024
 """Bytes that are collected before they are written; a multiple of `BLOCK`."""
 LARGE_PAGE = 2 * 1024 * 1024
+"""Where Linux has large pages, they begin at a multiple of this on most processors; elsewhere it does no harm."""
 DIRECT = 1024 * 1024
 """Bytes from which on a direct write is worth its wait for the disk."""
 PIECES = 64 * 1024
