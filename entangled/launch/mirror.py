@@ -125,6 +125,7 @@ class Mirror:
         path = atomic.temporary_for(self._folder / name)
         path.parent.mkdir(parents=True, exist_ok=True)
         offset = self._stays(name, entry)
+        self._fetched.pop(name, None)  # what was fetched before is written over now
         with path.open("wb") as file:
             self._fetch(name, file, offset)
         self._fetched[name] = _Fetched(entry, offset)

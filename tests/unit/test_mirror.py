@@ -146,6 +146,21 @@ class Losing:
         return self._station.read(name, offset)
 
 
+def test_what_is_fetched_in_part_does_not_get_to_its_place(station: Station, tmp_path: Path) -> None:
+    source = Losing(station)
+    mirror = Mirror(source, tmp_path / "copy")
+    put(station, "final.keras", b"first")
+    update(mirror)
+    put(station, "final.keras", b"second")
+    assert mirror.fetch()
+    put(station, "final.keras", b"the third")
+    source.left = 0
+    with pytest.raises(Lost):
+        mirror.fetch()
+    mirror.commit()
+    assert copied(tmp_path / "copy") == {"final.keras": b"first"}
+
+
 def log_of_seven(folder: Path, source: Losing, run: Path) -> tuple[Mirror, Callable[[], int]]:
     """A mirror that knows the first exchange of a log that has got seven since, over three epochs; who counts them."""
     rows, log, mirror = log_rows(epochs=3), writer(run), Mirror(source, folder / "copy")
